@@ -1,0 +1,30 @@
+# make quickstart   install, train, compare with the frozen backbone, map a generated GeoTIFF
+# make test         install what is missing, then the whole suite
+PYTHON ?= python3
+BIN := .venv/bin
+# the folders datasets/ and kernels/ must never hide the PyPI packages of those names
+export PYTHONSAFEPATH := 1
+
+.PHONY: install quickstart test lint
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; type: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "error: Python's venv module is missing; type: apt install python3-venv (or your system's package of it)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: install
+	$(BIN)/python tools/quickstart.py format=json
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/typing_tree.py
+	$(BIN)/mypy

@@ -1,0 +1,86 @@
+"""Multi-level head: a simple feature pyramid over chosen blocks."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmadapt.contracts import BackboneSpec, Features, Head
+from vfmadapt.heads._resize import resolve_layers, to_image
+
+
+def spread(depth: int, count: int = 4) -> tuple[int, ...]:
+    """`count` blocks evenly spaced, the last one included (12 -> 2, 5, 8, 11); all of them where there are fewer."""
+    count = min(count, depth)
+    return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
+
+
+class _Level(nn.Module):
+    """LayerNorm over channels, 1x1 projection, and `doublings` learned x2 upsamplings."""
+
+    def __init__(self, channels: int, width: int, doublings: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.project = nn.Linear(channels, width)
+        steps: list[nn.Module] = []
+        for _ in range(doublings):
+            steps += [nn.GELU(), nn.ConvTranspose2d(width, width, 2, stride=2)]
+        self.upsample = nn.Sequential(*steps)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, width, h x 2^doublings, w x 2^doublings)."""
+        tokens = self.project(self.norm(grid.permute(0, 2, 3, 1)))
+        projected = tokens.permute(0, 3, 1, 2)  # a channels-last tensor as it stands: what convolutions on a CPU want
+        upsampled: Tensor = self.upsample(projected)
+        return upsampled
+
+
+class FPNHead(Head):
+    """Pyramid from few blocks: deep ones keep the backbone's stride, the two earliest are upsampled to 1/2 and 1/4 of it.
+
+    A plain ViT has one stride, so finer levels are made by transposed convolutions, as in ViTDet's simple pyramid (Li et al. 2022,
+    "Exploring Plain Vision Transformer Backbones for Object Detection", §3), but from early blocks, whose tokens still hold the detail
+    within a patch. Levels are added from deep to shallow (FPN, Lin et al. 2017), fused by one 3x3 convolution at the finest, and
+    classified there. A hierarchical backbone's own strides are kept as they are.
+
+    `layers`: blocks to read, four evenly spaced by default; negative indices count from the end. `width`: channels of the pyramid.
+    """
+
+    def __init__(
+        self, spec: BackboneSpec, *, num_classes: int, layers: Sequence[int] | None = None, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.layers = resolve_layers(spec, spread(spec.depth) if layers is None else tuple(layers))
+        strides = [spec.strides[i] for i in self.layers]
+        plain = len(set(strides)) == 1
+        # with one level alone it is the finest itself; with three or more, the two earliest become 1/4 and 1/2
+        finest = min(2, len(self.layers)) if plain else 0
+        self.doublings = tuple(max(finest - i, 0) for i in range(len(self.layers)))
+        self.levels = nn.ModuleList(
+            _Level(spec.dims[i], width, d) for i, d in zip(self.layers, self.doublings, strict=True)
+        )
+        self.fuse = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(1, width), nn.GELU()
+        )
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Features of `layers` -> logits (B, K, H, W)."""
+        maps = [level(grid) for level, grid in zip(self.levels, features.grids, strict=True)]
+        scales = [s / 2**d for s, d in zip(features.strides, self.doublings, strict=True)]
+        merged = maps[-1]
+        for (fine, scale), (_, coarse_scale) in reversed(list(pairwise(zip(maps, scales, strict=True)))):
+            merged = fine + _upsample(merged, coarse_scale / scale, fine)
+        logits = self.classifier(self.fuse(merged))
+        return to_image(logits, tuple(features.grids[0].shape[2:]), features.strides[0], size)
+
+
+def _upsample(coarse: Tensor, factor: float, like: Tensor) -> Tensor:
+    """Scale a map up by `factor` and crop it to `like`: stages of a hierarchy may be padded by different amounts."""
+    if factor == 1:
+        return coarse
+    size = [round(n * factor) for n in coarse.shape[2:]]
+    scaled = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    return scaled[..., : like.shape[2], : like.shape[3]].contiguous(memory_format=torch.channels_last)

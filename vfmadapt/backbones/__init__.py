@@ -1,0 +1,1 @@
+"""The frozen vision foundation models behind one contract."""

@@ -1,0 +1,66 @@
+"""A timm ViT that encodes only the visible patches of an image (masked-image modelling, He et al. 2022)."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sincos_positions(height: int, width: int, dim: int, *, step: float = 1.0) -> Tensor:
+    """Sine-cosine embedding of a grid's cells -> (height * width, dim); `step` scales the positions. `dim` is a multiple of 4."""
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(height) * step, torch.arange(width) * step, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequency for axis in (rows, columns)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+
+
+def patchify(image: Tensor, patch: int) -> Tensor:
+    """Image (B, C, H, W) -> patches (B, N, C * patch * patch) in the order of a patch embedding's weight."""
+    return F.unfold(image, patch, stride=patch).transpose(1, 2)
+
+
+class MaskedViT(nn.Module):
+    """A plain timm VisionTransformer with one class token and its forward over a subset of patches.
+
+    The position embedding starts as sine-cosine on the grid of `img_size`; for other grids it is resized as timm does at inference.
+    """
+
+    def __init__(
+        self, *, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0
+    ) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        super().__init__()
+        self.patch_size, self.embed_dim = patch_size, embed_dim
+        self.vit = VisionTransformer(
+            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+            mlp_ratio=mlp_ratio, class_token=True, num_classes=0, global_pool="", dynamic_img_size=True,
+        )  # fmt: skip
+        cells = img_size // patch_size
+        with torch.no_grad():
+            self.vit.pos_embed.zero_()  # the class token's stays 0
+            self.vit.pos_embed[0, 1:] = sincos_positions(cells, cells, embed_dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.view(embed_dim, -1))
+
+    def forward(self, image: Tensor, keep: Tensor) -> Tensor:
+        """Normalised image (B, 3, H, W) and patch indices (B, n) -> normed tokens (B, 1 + n, C), the class token first."""
+        from timm.layers import resample_abs_pos_embed
+
+        vit = self.vit
+        grid = [image.shape[2] // self.patch_size, image.shape[3] // self.patch_size]
+        position = resample_abs_pos_embed(vit.pos_embed, new_size=grid, num_prefix_tokens=1)
+        patches = patchify(image, self.patch_size)
+        visible = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+        tokens = F.linear(visible, vit.patch_embed.proj.weight.flatten(1), vit.patch_embed.proj.bias)
+        tokens = tokens + position[0, 1:][keep]
+        prefix = (vit.cls_token + position[:, :1]).expand(len(image), -1, -1)
+        return vit.norm(vit.blocks(torch.cat([prefix, tokens], dim=1)))  # type: ignore[no-any-return]
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The ViT's state under timm's own names."""
+        return self.vit.state_dict()

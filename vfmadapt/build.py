@@ -1,0 +1,164 @@
+"""Configs -> objects: the only module that instantiates. The registry is the package's `conf/` folder."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vfmadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from vfmadapt.contracts import Adapter, DataSource, DataSpec
+    from vfmadapt.host import AdaptedBackbone
+    from vfmadapt.model import AdaptedModel
+
+MODEL_PACKAGES = ("vfmadapt.adapters.", "vfmadapt.heads.", "vfmadapt.backbones.")
+"""Where a `_target_` of a model's config may point: an adapter file must not name any other code."""
+
+
+def names(group: str) -> list[str]:
+    """Names of the entries of a config group ("adapter", "backbone", "head", "task", "data", "experiment")."""
+    folder = resources.files("vfmadapt.conf") / group
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
+    """Compose conf/TOOL.yaml with Hydra overrides.
+
+    Raises:
+        UserError: an unknown entry, key or a malformed override, with the known ones.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module("vfmadapt.conf", version_base="1.3"):
+            return hydra_compose(tool, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from error
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for a Hydra error: the override at fault, what is known, the closest."""
+    given = [o.lstrip("+~").split("=", 1) for o in overrides if "=" in o]
+    for group, value in given:
+        if (resources.files("vfmadapt.conf") / group.split("@")[0]).is_dir() and value not in ("null", *(known := names(group))):
+            close = get_close_matches(value, known, 1)
+            return f"{group}={value}: unknown {group}" + (f", did you mean {close[0]}?" if close else ";") + f" known: {', '.join(known)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]} (overrides: {' '.join(overrides)}; --help lists the keys)"
+
+
+def instantiate(node: Any, *args: Any, packages: Sequence[str] = MODEL_PACKAGES, **kwargs: Any) -> Any:
+    """Call the `_target_` of a config node with its keys as keyword arguments.
+
+    Raises:
+        UserError: a target outside `packages`, or settings that the target does not take.
+    """
+    from hydra.utils import get_object
+    settings = plain(node)
+    target = str(settings.pop("_target_", ""))
+    settings.pop("_partial_", None)
+    if not target.startswith(tuple(packages)):
+        raise UserError(f"_target_ {target!r} is not allowed here; it must lie in {', '.join(p.rstrip('.') for p in packages)}")
+    try:
+        made = get_object(target)
+    except Exception as error:
+        raise UserError(f"_target_ {target!r} cannot be imported: {error}") from error
+    _check_settings(made, target, {**settings, **kwargs})
+    return made(*args, **settings, **kwargs)
+
+
+def _check_settings(made: Any, target: str, settings: Mapping[str, Any]) -> None:
+    import inspect
+
+    known = [p for p in inspect.signature(made).parameters if p not in ("self", "spec")]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{target.rpartition('.')[2]} has no setting {key!r}; it has: {', '.join(known)}")
+
+
+def data_source(cfg: "DictConfig") -> "DataSource":
+    """The data set that `cfg.data` describes."""
+    return instantiate(cfg.data, packages=("vfmadapt.datasets.",))
+
+
+def adapter(node: Any, backbone: Any) -> "Adapter":
+    """The adapter of a config node for a frozen backbone."""
+    return instantiate(node, backbone.spec)
+
+
+def _entry(group: str, name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if name not in (known := names(group)):
+        close = get_close_matches(name, known, 1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise UserError(f"{group}={name}: unknown {group}{hint} known: {', '.join(known)}")
+    node = OmegaConf.create((resources.files("vfmadapt.conf") / group / f"{name}.yaml").read_text())
+    return plain(node)
+
+
+def build_backbone(cfg: Any, adapter_cfg: Any, bands: Sequence[str]) -> "AdaptedBackbone":
+    """Frozen backbone of node `cfg` for `bands` with the adapter of node `adapter_cfg`; `train_patch_embed` in `cfg` adds a trained copy of the first layer."""
+    from vfmadapt.host import AdaptedBackbone
+
+    config = {"backbone": plain(cfg), "adapter": plain(adapter_cfg)}
+    settings = dict(config["backbone"])
+    train_patch_embed = settings.pop("train_patch_embed", False)
+    frozen = instantiate(settings, bands=tuple(bands))
+    adapters: dict[str, Any] = {"main": adapter(config["adapter"], frozen)}
+    if train_patch_embed:
+        from vfmadapt.adapters.owned import TrainedTensors
+
+        adapters["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
+    return AdaptedBackbone(frozen, adapters, config=config)
+
+
+def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
+    """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`."""
+    from vfmadapt.model import AdaptedModel
+
+    backbone = build_backbone(cfg["backbone"], cfg["adapter"], spec.bands)
+    head = plain(cfg["head"])
+    backbone.config["head"] = head
+    return AdaptedModel(backbone, instantiate(head, backbone.spec, num_classes=len(spec.classes)), spec=spec)
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A config node or mapping -> resolved plain dict."""
+    from omegaconf import OmegaConf
+
+    made = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return {str(k): v for k, v in made.items()}
+
+
+def adapt(model: "nn.Module", adapter_name: str | Path, **settings: Any) -> "AdaptedBackbone":
+    """Attach an adapter to a timm model of one's own, or attach what was saved from one.
+
+    Args:
+        model: a timm ViT built with `dynamic_img_size=True`; it is frozen in place.
+        adapter_name: an entry of conf/adapter ("earth"), or a file written by `vfmadapt.save`.
+        settings: override the entry's defaults.
+
+    Returns:
+        Callable as `adapted(image, layers) -> Features`; `adapted.trainable_parameters()` go to the optimiser.
+    """
+    from vfmadapt.backbones.timm_vit import wrap_timm
+    from vfmadapt.checkpoint import read_adapter
+    from vfmadapt.host import AdaptedBackbone
+
+    frozen = wrap_timm(model)
+    if Path(adapter_name).suffix != ".safetensors":
+        entry = {**_entry("adapter", str(adapter_name)), **settings}
+        return AdaptedBackbone(frozen, {"main": adapter(entry, frozen)}, config={"adapter": entry})
+    header, state = read_adapter(adapter_name, frozen.spec)
+    adapted = AdaptedBackbone(frozen, {"main": adapter(header["config"]["adapter"], frozen)}, config=header["config"])
+    adapted.load_adapter_state(state)
+    return adapted

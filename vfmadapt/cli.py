@@ -1,0 +1,95 @@
+"""The command line: `vfmadapt TOOL key=value ...`, `vfmadapt list GROUP`, and the same tools as tools/*.py.
+
+Hydra does the parsing (--help, --cfg job, --multirun work as everywhere); here user errors become one line and exit status 2, where
+Hydra alone would exit with 1 and a traceback.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from vfmadapt.build import compose, names
+from vfmadapt.errors import UserError
+
+TOOLS = {
+    "train": "train adapter and head on a data set",
+    "evaluate": "adapter file + labelled data -> metrics",
+    "predict": "adapter file + GeoTIFF -> georeferenced map",
+    "pretrain": "masked-image modelling of a backbone",
+    "benchmark": "time an adapter's fast path against its direct formulation",
+    "check_data": "how hard a data set is: class shares and per-pixel baselines",
+    "quickstart": "train, compare with the frozen backbone, map a generated GeoTIFF",
+}
+GROUPS = {"adapters": "adapter", "backbones": "backbone", "heads": "head", "tasks": "task", "data": "data", "experiments": "experiment"}
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["list"]:
+        sys.exit(_list(args[1:]))
+    if args and args[0] in TOOLS:
+        run(args[0], args[1:])
+    wanted = "" if not args or args[0] in ("-h", "--help") else f"unknown command {args[0]!r}; "
+    print(f"{wanted}usage: vfmadapt TOOL key=value ...   or   vfmadapt list {'|'.join(GROUPS)}", file=sys.stderr if wanted else sys.stdout)
+    for name, text in TOOLS.items():
+        print(f"  {name:<12}{text}", file=sys.stderr if wanted else sys.stdout)
+    sys.exit(USER_ERROR if wanted else 0)
+
+
+def _list(args: Sequence[str]) -> int:
+    as_json = "format=json" in args
+    wanted = [a for a in args if "=" not in a]
+    if len(wanted) != 1 or wanted[0] not in GROUPS:
+        print(f"error: vfmadapt list takes one of: {', '.join(GROUPS)}", file=sys.stderr)
+        return USER_ERROR
+    found = names(GROUPS[wanted[0]])
+    print(json.dumps({wanted[0]: found}) if as_json else "\n".join(found))
+    return 0
+
+
+def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a tool with Hydra overrides and exit: 0, 2 for a user's error, 130 for Ctrl-C.
+
+    With format=json the last line of standard output is one JSON object.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if all("=" in a for a in args):  # flags (--help, -m sweeps) are Hydra's own business
+            compose(tool, args)
+        _hydra(tool, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _hydra(tool: str, args: Sequence[str]) -> None:
+    import hydra
+
+    def job(cfg: Any) -> None:
+        try:
+            result = import_module(f"vfmadapt.{tool}").main(cfg)
+        except UserError as error:  # as SystemExit, because Hydra turns any Exception into status 1
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(USER_ERROR) from None
+        if cfg.get("format") == "json":
+            print(json.dumps(result), flush=True)
+
+    before, sys.argv = sys.argv, [tool, *args]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://vfmadapt.conf", config_name=tool)(job)()
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    main()

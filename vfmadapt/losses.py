@@ -1,0 +1,83 @@
+"""Losses of dense prediction. Ignored pixels count nowhere and get a gradient of exactly 0."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfmadapt.contracts import IGNORE_INDEX
+
+
+def _without_ignored(logits: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Logits in float32 with 0 in ignored pixels (so that not even a NaN there can spread), and the pixels that count."""
+    counted = mask != ignore_index
+    return logits.float().masked_fill(~counted.unsqueeze(1), 0.0), counted
+
+
+def cross_entropy(
+    logits: Tensor, mask: Tensor, *, weight: Tensor | None = None, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    """Cross-entropy, averaged over the counted pixels by their class weights.
+
+    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W), `weight` (K,) -> scalar. A batch without a counted pixel gives 0, with a
+    gradient of 0 (torch's own mean reduction gives NaN).
+    """
+    logits, counted = _without_ignored(logits, mask, ignore_index)
+    total = F.cross_entropy(logits, mask, weight=weight, ignore_index=ignore_index, reduction="sum")
+    per_pixel = counted.float() if weight is None else weight.float()[mask.masked_fill(~counted, 0)] * counted
+    return total / per_pixel.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def dice(logits: Tensor, mask: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Soft multi-class Dice loss, 1 - mean over classes of 2 sum(p t) / (sum(p) + sum(t)), sums over the whole batch.
+
+    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W) -> scalar. The mean is over the classes that the batch's labels hold: an
+    absent class would add a constant 1. A batch without a counted pixel gives 0, with a gradient of 0.
+    """
+    logits, counted = _without_ignored(logits, mask, ignore_index)
+    truth = F.one_hot(mask.masked_fill(~counted, 0), logits.shape[1]).movedim(-1, 1) * counted.unsqueeze(1)
+    probability = logits.softmax(1) * counted.unsqueeze(1)
+    over = (0, 2, 3)
+    size = truth.sum(over).float()
+    score = 2 * (probability * truth).sum(over) / (probability.sum(over) + size).clamp_min(1e-6)
+    present = (size > 0).float()
+    return ((1 - score) * present).sum() / present.sum().clamp_min(1)
+
+
+class SegmentationLoss(nn.Module):
+    """`ce_weight` x cross-entropy (with class weights) + `dice_weight` x Dice (balanced by itself, so without them)."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__()
+        self.ce_weight, self.dice_weight, self.ignore_index = ce_weight, dice_weight, ignore_index
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Logits (B, K, H, W) and mask (B, H, W) -> {"loss": the sum, "ce", "dice"}, each a scalar before its weight."""
+        ce = cross_entropy(logits, mask, weight=self.class_weights, ignore_index=self.ignore_index)
+        overlap = dice(logits, mask, ignore_index=self.ignore_index)
+        return {"loss": self.ce_weight * ce + self.dice_weight * overlap, "ce": ce.detach(), "dice": overlap.detach()}
+
+
+def class_weights(pixels: Sequence[int], *, cap: float = 4.0) -> list[float]:
+    """Weights by inverse square root of frequency, sqrt(median / pixels), clamped to [1 / cap, cap].
+
+    `pixels`: counted pixels per class. The square root is the usual middle between no weights and full balancing, which over-predicts
+    rare classes. A class without pixels gets 1.
+    """
+    seen = torch.tensor([float(p) for p in pixels])
+    if not bool((seen > 0).any()):
+        return [1.0] * len(pixels)
+    weights = (seen[seen > 0].median() / seen.clamp_min(1)).sqrt().clamp(1 / cap, cap)
+    return [float(w) for w in torch.where(seen > 0, weights, torch.ones_like(weights))]

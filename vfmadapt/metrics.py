@@ -1,0 +1,143 @@
+"""Metrics of semantic segmentation, all from counts over the whole set (papers' mIoU), never averaged per image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfmadapt.contracts import IGNORE_INDEX
+
+
+def confusion_matrix(labels: Tensor, mask: Tensor, classes: int, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Labels and truth of any one shape -> int64 (K, K): row truth, column prediction, ignored pixels left out."""
+    counted = mask != ignore_index
+    pairs = mask[counted].long() * classes + labels[counted].long()
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def boundaries(labels: Tensor, counted: Tensor) -> Tensor:
+    """Label maps (B, H, W) -> bool (B, H, W): pixels with a 4-neighbour of another class, both pixels being counted.
+
+    Neither the image's frame nor the rim of an ignored area is a boundary.
+    """
+    edge = torch.zeros_like(counted)
+    for axis in (1, 2):
+        size = labels.shape[axis]
+        near, far = (t.narrow(axis, 0, size - 1) for t in (labels, counted))
+        near_next, far_next = (t.narrow(axis, 1, size - 1) for t in (labels, counted))
+        differs = (near != near_next) & far & far_next
+        edge.narrow(axis, 0, size - 1).logical_or_(differs)
+        edge.narrow(axis, 1, size - 1).logical_or_(differs)
+    return edge
+
+
+def within(points: Tensor, radius: float) -> Tensor:
+    """Bool (B, K, H, W) -> bool: pixels whose Euclidean distance to a point of the same map is at most `radius` pixels."""
+    reach = int(radius)
+    if reach == 0:
+        return points
+    offsets = torch.arange(-reach, reach + 1, device=points.device)
+    disc = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= radius**2).float()
+    kernel = disc.expand(points.shape[1], 1, *disc.shape)
+    return F.conv2d(points.float(), kernel, padding=reach, groups=points.shape[1]) > 0.5
+
+
+def _ratio(part: Tensor, whole: Tensor) -> list[float | None]:
+    return [float(p) / float(w) if float(w) > 0 else None for p, w in zip(part, whole, strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [v for v in values if v is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+class SegmentationMetrics:
+    """Counts over a set: one confusion matrix, and per class the boundary pixels that found a partner.
+
+    IoU and F1 of a class that neither truth nor prediction holds are undefined (None) and left out of the means.
+
+    Boundary F1 of a class: its boundary pixels (`boundaries`) in the prediction that lie within `tolerance` pixels (Euclidean) of one
+    in the truth give the precision, the reverse the recall, both over the whole set; the mean is over classes that have a boundary in
+    either. Where the truth is ignored there is no boundary on either side.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], *, ignore_index: int = IGNORE_INDEX, tolerance: float = 2.0
+    ) -> None:
+        self.classes = tuple(classes)
+        self.ignore_index, self.tolerance = ignore_index, tolerance
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was counted."""
+        count = len(self.classes)
+        self.confusion = torch.zeros(count, count, dtype=torch.int64)
+        # per class: boundary pixels predicted, those near the truth, boundary pixels of the truth, those near a predicted one
+        self.boundary = torch.zeros(4, count, dtype=torch.int64)
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        """Count logits (B, K, H, W) or labels (B, H, W) against `mask` (B, H, W)."""
+        labels = prediction.argmax(1) if prediction.ndim == 4 else prediction
+        counts = confusion_matrix(labels, mask, len(self.classes), ignore_index=self.ignore_index)
+        self.confusion += counts.to(self.confusion.device)
+        self.boundary += self._boundary_counts(labels, mask).to(self.boundary.device)
+
+    def _boundary_counts(self, labels: Tensor, mask: Tensor) -> Tensor:
+        counted = mask != self.ignore_index
+        found, true = self._class_boundaries(labels, counted), self._class_boundaries(mask, counted)
+        near_true, near_found = within(true, self.tolerance), within(found, self.tolerance)
+        return torch.stack([t.sum((0, 2, 3)) for t in (found, found & near_true, true, true & near_found)])
+
+    def _class_boundaries(self, labels: Tensor, counted: Tensor) -> Tensor:
+        indices = torch.arange(len(self.classes), device=labels.device)[None, :, None, None]
+        return (labels[:, None] == indices) & boundaries(labels, counted)[:, None]
+
+    def sync(self, device: torch.device | None = None) -> None:
+        """Sum the counts over the processes of a distributed run; `device` is one that its backend can reduce on."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for name in ("confusion", "boundary"):
+                counts = getattr(self, name).to(device)
+                torch.distributed.all_reduce(counts)
+                setattr(self, name, counts.cpu())
+
+    def compute(self) -> dict[str, Any]:
+        """Everything counted so far -> {"miou", "accuracy", "mean_f1", "boundary_f1", "iou": {class: value}, "f1": {class: value}}.
+
+        Values lie in 0..1; None where undefined (no pixel counted, or an absent class).
+        """
+        hit, truth, found = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        iou, f1 = _ratio(hit, truth + found - hit), _ratio(2 * hit, truth + found)
+        accuracy = _ratio(hit.sum()[None], truth.sum()[None])[0]
+        return {
+            "miou": _mean(iou),
+            "accuracy": accuracy,
+            "mean_f1": _mean(f1),
+            "boundary_f1": _mean(self._boundary_f1()),
+            "iou": dict(zip(self.classes, iou, strict=True)),
+            "f1": dict(zip(self.classes, f1, strict=True)),
+        }
+
+    def _boundary_f1(self) -> list[float | None]:
+        scores: list[float | None] = []
+        for found, found_hit, true, true_hit in self.boundary.T.tolist():
+            precision, recall = found_hit / max(found, 1), true_hit / max(true, 1)
+            both = precision + recall
+            scores.append((2 * precision * recall / both if both else 0.0) if found + true else None)
+        return scores
+
+
+def as_table(metrics: dict[str, Any]) -> str:
+    """The result of `SegmentationMetrics.compute` as aligned text: one line per class, then the means."""
+
+    def cell(value: float | None) -> str:
+        return "     -" if value is None else f"{value:6.3f}"
+
+    width = max(len(name) for name in (*metrics["iou"], "boundary F1"))
+    rows = [f"{'class':<{width}}  {'IoU':>6}  {'F1':>6}"]
+    rows += [f"{name:<{width}}  {cell(iou)}  {cell(metrics['f1'][name])}" for name, iou in metrics["iou"].items()]
+    rows += [f"{'mean':<{width}}  {cell(metrics['miou'])}  {cell(metrics['mean_f1'])}"]
+    rows += [f"{'accuracy':<{width}}  {cell(metrics['accuracy'])}"]
+    rows += [f"{'boundary F1':<{width}}  {cell(metrics['boundary_f1'])}"]
+    return "\n".join(rows)

@@ -1,0 +1,56 @@
+"""The whole model: normalisation, adapted backbone, head."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vfmadapt.contracts import DataSpec, Head
+from vfmadapt.errors import UserError
+from vfmadapt.host import AdaptedBackbone, load_state
+
+
+class AdaptedModel(nn.Module):
+    """Image in sensor units -> logits; the only place where images are normalised.
+
+    Args:
+        backbone: the frozen backbone with its adapters.
+        head: maps its features to logits.
+        spec: bands, classes and the per-band mean and std of the data that the model is for.
+    """
+
+    def __init__(self, backbone: AdaptedBackbone, head: Head, *, spec: DataSpec) -> None:
+        super().__init__()
+        if backbone.spec.bands != len(spec.bands):
+            raise UserError(
+                f"{backbone.spec.name} was built for {backbone.spec.bands} bands, the data has {len(spec.bands)}: {', '.join(spec.bands)}"
+            )
+        self.backbone = backbone
+        self.head = head
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Logits (B, K, H, W) of images (B, C, H, W) in sensor units.
+
+        Pixels that are not valid (`valid`: bool (B, H, W)) or not finite count as the mean, so that they never spread.
+        """
+        usable = torch.isfinite(image)
+        if valid is not None:
+            usable = usable & valid[:, None]
+        normalised = ((image - self.mean) / self.std).where(usable, 0)
+        features = self.backbone(normalised, self.head.layers)
+        return self.head(features, (image.shape[-2], image.shape[-1]))
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser may change: the adapters' and the head's."""
+        return [*self.backbone.trainable_parameters(), *(p for p in self.head.parameters() if p.requires_grad)]
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """What was trained and the buffers that belong to it: `adapters.NAME.KEY` and `head.KEY`."""
+        return self.backbone.adapter_state() | {f"head.{k}": v for k, v in self.head.state_dict().items()}
+
+    def load_adapter_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `adapter_state`; raises UserError unless keys and shapes are the same."""
+        load_state(self.adapter_state(), state)

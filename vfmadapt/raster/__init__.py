@@ -1,0 +1,1 @@
+"""GeoTIFF in, georeferenced map out."""

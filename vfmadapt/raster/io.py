@@ -1,0 +1,234 @@
+"""Rasters in: georeference, chosen bands in sensor units, and the mask of valid pixels.
+
+Sensor units are what models are trained on: reflectance-like floats, about 0..1 for optical data (`to_sensor_units`).
+Which pixels hold data is decided in one place (`valid_pixels` and `Raster.read`). rasterio data sets are not
+thread-safe: a `Raster` belongs to the thread that opened it.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfmadapt.errors import UserError
+from vfmadapt.raster.values import holds, tagged
+from vfmadapt.raster.values import to_sensor_units as to_sensor_units
+from vfmadapt.raster.values import valid_pixels as valid_pixels
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """What a raster says about itself.
+
+    Per band, in the file's order: `band_names` (None where the file has none), `dtypes`, `nodata` (None where unset),
+    `scales`, `offsets`. `crs`, `transform` (affine.Affine), `gcps`, `gcps_crs` and `rpcs` are rasterio's objects;
+    `alpha` is the 1-based alpha band; `masked` tells whether a mask band covers the data set; `palette` is band 1's
+    colour map.
+    """
+
+    path: str
+    height: int
+    width: int
+    crs: Any
+    transform: Any
+    gcps: tuple[Any, ...]
+    gcps_crs: Any
+    rpcs: Any
+    band_names: tuple[str | None, ...]
+    dtypes: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    alpha: int | None
+    masked: bool
+    palette: dict[int, tuple[int, ...]] | None
+    area_or_point: str | None
+
+    @property
+    def data_bands(self) -> tuple[int, ...]:
+        """1-based bands in order, without the alpha band."""
+        return tuple(b for b in range(1, len(self.dtypes) + 1) if b != self.alpha)
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether the raster knows where on a map it lies (a CRS, control points or RPCs)."""
+        return self.crs is not None or bool(self.gcps) or self.rpcs is not None
+
+
+class Raster:
+    """An open raster; made by `open_raster`."""
+
+    def __init__(self, dataset: Any, info: RasterInfo) -> None:
+        self._dataset = dataset
+        self.info = info
+
+    def read(
+        self,
+        bands: Sequence[int],
+        *,
+        row: int = 0,
+        column: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        scale: float | None = None,
+        offset: float | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read a window inside the raster.
+
+        Args:
+            bands: 1-based bands in the order wanted.
+            row: first row of the window.
+            column: first column.
+            height: rows, to the last one if None.
+            width: columns, to the last one if None.
+            scale: see `to_sensor_units`.
+            offset: see `to_sensor_units`.
+
+        Returns:
+            image float32 (C, h, w) in sensor units, 0 where void; valid bool (h, w).
+        """
+        from rasterio.windows import Window
+
+        rows = self.info.height - row if height is None else height
+        columns = self.info.width - column if width is None else width
+        return self._read(bands, scale, offset, window=Window(column, row, columns, rows))
+
+    def thumbnail(self, bands: Sequence[int], max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The whole raster averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
+        from rasterio.enums import Resampling
+
+        shape = (len(bands), *self._reduced(max_side))
+        resampling = Resampling.nearest if self.info.palette else Resampling.average
+        return self._read(bands, 1.0, 0.0, out_shape=shape, resampling=resampling)
+
+    def read_labels(self, max_side: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Band 1 as stored, (H, W), and where it is not void; decimated (nearest) to `max_side` if given."""
+        info, kwargs = self.info, {} if max_side is None else {"out_shape": self._reduced(max_side)}
+        with _reading(info.path):
+            labels = self._dataset.read(1, **kwargs)
+            known = ~holds(labels, info.nodata[0])
+            if info.masked:
+                known &= self._dataset.read_masks(1, **kwargs) > 0
+        return labels, known
+
+    def _reduced(self, max_side: int) -> tuple[int, int]:
+        factor = -(-max(self.info.height, self.info.width) // max_side)
+        return -(-self.info.height // factor), -(-self.info.width // factor)
+
+    def _read(
+        self, bands: Sequence[int], scale: float | None, offset: float | None, **kwargs: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        info, indexes = self.info, list(bands)
+        at = [b - 1 for b in indexes]
+        flat = {key: value[1:] if key == "out_shape" else value for key, value in kwargs.items()}
+        with _reading(info.path):
+            values = self._dataset.read(indexes, **kwargs)
+            valid = valid_pixels(values, [info.nodata[i] for i in at])
+            if info.masked:
+                valid &= self._dataset.read_masks(indexes[0], **flat) > 0
+            if info.alpha is not None and info.alpha not in indexes:
+                valid &= self._dataset.read(info.alpha, **flat) > 0
+        has_tags = tagged(info.scales, info.offsets)  # of the whole file: (1, 0) beside a scaled band means 1 and 0
+        gains, shifts = ([info.scales[i] for i in at], [info.offsets[i] for i in at]) if has_tags else (None, None)
+        image = to_sensor_units(values, scale=scale, offset=offset, tag_scales=gains, tag_offsets=shifts)
+        image[:, ~valid] = 0.0
+        return image, valid
+
+
+@contextmanager
+def open_raster(path: str | Path) -> Iterator[Raster]:
+    """Open a raster of any format that GDAL reads (GeoTIFF, PNG, JPEG, ...); without a georeference it opens silently.
+
+    Raises UserError, one line, where the file is missing, no raster, corrupt, empty of bands or complex-valued.
+    """
+    import rasterio
+
+    name = str(path)
+    # A truncated JPEG is only a warning to GDAL, and its missing half is then grey.
+    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="TRUE"):
+        dataset = _open(rasterio, name)
+        try:
+            yield Raster(dataset, _describe(dataset, name))
+        finally:
+            dataset.close()
+
+
+def raster_info(path: str | Path) -> RasterInfo:
+    """What a raster says about itself; errors as in `open_raster`."""
+    with open_raster(path) as raster:
+        return raster.info
+
+
+def _open(rasterio: Any, name: str) -> Any:
+    if Path(name).is_dir():
+        raise UserError(f"{name} is a folder, not a raster; give one file")
+    try:
+        with _reading(name):
+            return rasterio.open(name)
+    except UserError as error:
+        if "://" not in name and not name.startswith("/vsi") and not Path(name).exists():
+            raise UserError(f"no such file: {name}") from error
+        raise
+
+
+def _describe(dataset: Any, name: str) -> RasterInfo:
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    if not dataset.count:
+        parts = ", ".join(dataset.subdatasets[:3]) or "none"
+        raise UserError(f"{name} holds no bands of its own; give one of its sub-datasets (first: {parts})")
+    if (
+        any(np.dtype(d).kind == "c" for d in dataset.dtypes if not d.startswith("complex_int"))
+        or "complex_int16" in dataset.dtypes
+    ):
+        raise UserError(f"{name} holds complex values; convert it to real bands (amplitude, decibel) first")
+    alpha = [b for b, kind in enumerate(dataset.colorinterp, start=1) if kind == ColorInterp.alpha and b > 1]
+    flags = dataset.mask_flag_enums[0]
+    gcps, gcps_crs = dataset.gcps
+    return RasterInfo(
+        path=name,
+        height=dataset.height,
+        width=dataset.width,
+        crs=dataset.crs,
+        transform=dataset.transform,
+        gcps=tuple(gcps),
+        gcps_crs=gcps_crs,
+        rpcs=dataset.rpcs,
+        band_names=tuple(d or None for d in dataset.descriptions),
+        dtypes=tuple(dataset.dtypes),
+        nodata=tuple(dataset.nodatavals),
+        scales=tuple(dataset.scales),
+        offsets=tuple(dataset.offsets),
+        alpha=alpha[-1] if alpha else None,
+        masked=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+        palette=dataset.colormap(1) if dataset.colorinterp[0] == ColorInterp.palette else None,
+        area_or_point=dataset.tags().get("AREA_OR_POINT"),
+    )
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """GDAL's failures -> one UserError, without the log lines and warnings that GDAL gives beside them."""
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    log = logging.getLogger("rasterio")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            yield
+    except (RasterioError, OSError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200]
+        raise UserError(f"{name} cannot be read as a raster (corrupt, truncated or not an image?): {reason}") from error
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,170 @@
+"""Augmentation of training samples: the only module that knows albumentations.
+
+Every draw comes from the generator that the caller passes, so a sample's augmentation is a function of (seed, epoch, sample id).
+"""
+
+import os
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vfmadapt.contracts import IGNORE_INDEX, Sample
+from vfmadapt.errors import UserError
+
+Floats = NDArray[np.float32]
+COUNTED_SHARE = 0.25  # a window with fewer labelled pixels than this is drawn anew ...
+TRIES = 4  # ... this many times at most: tiles at a scene's border are mostly nodata
+
+
+class Augment:
+    """Random window, scale, orientation and radiometry for samples of any number of bands.
+
+    Geometry acts on image, mask and validity alike: masks by nearest neighbour, pixels from outside the image become
+    image 0, mask `IGNORE_INDEX`, not valid. The image is resampled together with its validity, so nodata never bleeds in.
+
+    Radiometry acts on the image in sensor units and makes a model hold on other sensors and products than those of the training set:
+    `radiometric` scales random gain (0.6 to 1.6), gamma, haze, per-band casts, noise and blur; `display` is the share of samples
+    turned into what 8-bit pictures hold: raised black level, strong gamma, colour cast, saturation at 1 and 256 grey levels. For data
+    that are not reflectances (an index of -1..1, say) set both to 0.
+
+    Args:
+        crop: side of the window given back, in pixels.
+        scale: range of the magnification, drawn log-uniformly; (1, 1) for none.
+        flips: the eight orientations of the square; off where up is up.
+        affine: share of samples that are also rotated by up to 15 degrees and sheared by up to 5.
+        radiometric: 0 for none, 1 for the ranges above.
+        display: share of samples turned into 8-bit pictures, 0..1.
+    """
+
+    def __init__(
+        self,
+        *,
+        crop: int,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flips: bool = True,
+        affine: float = 0.2,
+        radiometric: float = 1.0,
+        display: float = 0.5,
+    ) -> None:
+        if crop < 1 or not 0 < scale[0] <= scale[1] or not (0 <= affine <= 1 and 0 <= display <= 1 and radiometric >= 0):
+            raise UserError(
+                f"augment: crop={crop} scale={list(scale)} affine={affine} radiometric={radiometric} display={display}; "
+                "crop >= 1, 0 < scale low <= high, affine and display in 0..1, radiometric >= 0"
+            )
+        self.crop, self.scale = crop, (float(scale[0]), float(scale[1]))
+        self.radiometric, self.display = radiometric, display
+        self._geometry = _geometry(crop, flips=flips, affine=affine, blur=0.2 * min(radiometric, 1.0))
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Sample of any size -> augmented sample of `crop` x `crop` pixels; the given one is left as it was."""
+        image = sample["image"].numpy().transpose(1, 2, 0)
+        valid = sample["valid"].numpy()
+        image, valid, mask = self._window(image, valid, sample["mask"].numpy(), rng)
+        image, valid, mask = self._transform(image, valid, mask, rng)
+        if self.radiometric:
+            image = jitter(image, rng, self.radiometric)
+        if rng.random() < self.display:
+            image = to_display(image, rng)
+        image[:, ~valid] = 0
+        mask[~valid] = IGNORE_INDEX
+        out = cast(Sample, {k: v for k, v in sample.items() if k not in ("crs", "transform")})
+        out["image"] = torch.from_numpy(image)
+        out["mask"] = torch.from_numpy(mask.astype(np.int64))
+        out["valid"] = torch.from_numpy(valid)
+        return out
+
+    def _window(
+        self, image: Floats, valid: NDArray[np.bool_], mask: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[Floats, NDArray[np.bool_], NDArray[Any]]:
+        """A random square (H, W, C), whose side sets the scale; an image smaller than the window is filled up as not valid."""
+        height, width = mask.shape
+        side = round(self.crop / np.exp(rng.uniform(*np.log(self.scale))))
+        side = max(1, min(side, max(min(height, width), self.crop)))
+        for _ in range(TRIES):
+            top, left = (int(rng.integers(max(n - side, 0) + 1)) for n in (height, width))
+            at = (slice(top, top + side), slice(left, left + side))
+            if (mask[at] != IGNORE_INDEX).mean() >= COUNTED_SHARE:
+                break
+        grow = [(0, side - n) for n in mask[at].shape]
+        if not any(after for _, after in grow):
+            return image[at], valid[at], mask[at]
+        return (
+            np.pad(image[at], [*grow, (0, 0)]),
+            np.pad(valid[at], grow),
+            np.pad(mask[at], grow, constant_values=IGNORE_INDEX),
+        )
+
+    def _transform(
+        self, image: Floats, valid: NDArray[np.bool_], mask: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[Floats, NDArray[np.bool_], NDArray[Any]]:
+        """The window, resized and turned; the image comes back as (C, H, W)."""
+        weight = valid[..., None].astype(np.float32)
+        # one generator for all transforms: Compose.set_random_seed would give each the same seed, so their draws would be linked
+        self._geometry.set_random_state(rng, random.Random(int(rng.integers(2**62))))
+        out = self._geometry(image=np.concatenate([image * weight, weight], -1), mask=mask.astype(np.uint8))
+        bands = np.ascontiguousarray(out["image"].transpose(2, 0, 1))
+        image, weight = bands[:-1], bands[-1]
+        valid = weight >= 0.5
+        if not (weight == 1).all():
+            image /= np.maximum(weight, 0.5)
+        return image, valid, np.array(out["mask"])
+
+
+def _geometry(crop: int, *, flips: bool, affine: float, blur: float) -> Any:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network for a newer version
+    import albumentations as albu
+
+    steps: list[Any] = [albu.Resize(crop, crop, area_for_downscale="image")]
+    if flips:
+        steps.append(albu.D4(p=1))
+    if affine:
+        steps.append(albu.Affine(rotate=(-15, 15), shear=(-5, 5), fill=0, fill_mask=IGNORE_INDEX, p=affine))
+    if blur:
+        steps.append(albu.GaussianBlur(blur_limit=0, sigma_limit=(0.4, 1.2), p=blur))
+    return albu.Compose(steps)
+
+
+def jitter(image: Floats, rng: np.random.Generator, strength: float = 1.0) -> Floats:
+    """Change an image (C, H, W) of reflectances as another sensor, atmosphere or product would.
+
+    y = gain x cast_c x |x|^gamma (with the sign of x) + haze + offset_c + noise; all ranges shrink to nothing with `strength`.
+    """
+    per_band = (len(image), 1, 1)
+    gain = np.exp(strength * rng.uniform(np.log(0.6), np.log(1.6)))
+    gamma = np.exp(strength * rng.uniform(np.log(0.75), np.log(1.3)))
+    haze = strength * rng.uniform(0, 0.12) * (rng.random() < 0.5)
+    cast = np.exp(strength * rng.normal(0, 0.08, per_band))
+    offset = haze + strength * rng.normal(0, 0.01, per_band)
+    noise = strength * rng.uniform(0, 0.015)
+    out = _power(image, gamma)
+    out *= (gain * cast).astype(np.float32)
+    out += offset.astype(np.float32)
+    if rng.random() < 0.5:
+        out += np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
+    return out
+
+
+def to_display(image: Floats, rng: np.random.Generator) -> Floats:
+    """Reflectances (C, H, W) -> what an 8-bit picture of them holds, k/255 in 0..1.
+
+    Products on the web show dark land at grey levels of 0.1 to 0.4, compress it by gamma, tint it, and let bright clouds saturate.
+    """
+    per_band = (len(image), 1, 1)
+    white = rng.uniform(0.5, 1.1)
+    gamma = np.exp(rng.uniform(np.log(0.4), np.log(1.1)))
+    black = np.clip(rng.uniform(0, 0.4) + rng.normal(0, 0.05, per_band), 0, 0.6)
+    top = np.clip(rng.normal(1, 0.08, per_band), 0.75, 1.15)
+    out = _power(np.clip(image / np.float32(white), 0, 1.2), gamma)
+    out *= (top - black).astype(np.float32)
+    out += black.astype(np.float32)
+    np.clip(out, 0, 1, out=out)
+    out *= 255
+    return np.rint(out, out=out) / np.float32(255)
+
+
+def _power(image: Floats, exponent: float) -> Floats:
+    powered: Floats = np.abs(image) ** np.float32(exponent)
+    return np.copysign(powered, image, out=powered)
