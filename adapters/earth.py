@@ -19,7 +19,7 @@ INITIAL_SCALE = 0.1  # as published: small, but the adapter is not the identity 
 
 
 class Earth(Adapter):
-    """A residual bottleneck after each of `layers`; in `fft_layers` three (grid, low and high frequencies) mixed by a router.
+    """A residual bottleneck after each of `layers`; in `fft_layers` three of them on grid, low and high frequencies.
 
     Not the identity when new: the published initialisation changes white noise by about 1.5 %. Only what runs is built:
     3,974,049 parameters for DINOv2-L with the published P2V settings (dim 64, fft_layers 0-2).
@@ -53,17 +53,15 @@ class Earth(Adapter):
         mixed = _resolve(used[-3:] if fft_layers is None else fft_layers, "fft_layers", spec.depth)
         if not used:
             raise UserError(
-                "earth: layers=[] leaves nothing to adapt; name some, or null for all (adapter=frozen for none)"
+                "earth: layers=[] leaves nothing to adapt; name some, null for all, or adapter=frozen for none"
             )
         if outside := sorted(set(mixed) - set(used)):
             raise UserError(f"earth: fft_layers {outside} are not among layers {used}; add them there or take them out")
         self.layers = nn.ModuleDict()
         for i in used:
             channels = spec.dims[i]
-            mixture = i in mixed
-            self.layers[str(i)] = (
-                FrequencyMixture(channels, dim, cutoff_ratio) if mixture else Bottleneck(channels, dim)
-            )
+            layer = FrequencyMixture(channels, dim, cutoff_ratio) if i in mixed else Bottleneck(channels, dim)
+            self.layers[str(i)] = layer
 
     def sites(self) -> Sequence[Site]:
         """One per layer, on the output of its block."""
@@ -104,15 +102,20 @@ class FrequencyMixture(nn.Module):
         )
 
     def cutoff(self, height: int, width: int) -> int:
-        """q for a grid of height x width cells: the shorter side sets it for both axes, as published."""
+        """The q for a grid of height x width cells: the shorter side sets it for both axes, as published."""
         return int(min(height, width) * self.cutoff_ratio // 2)
 
 
 def benchmark_pair(
     adapter: Earth, batch: int, grid: tuple[int, int]
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]:
-    """What tools/benchmark.py times: the fast layer, its direct form, and the random inputs that both are called with."""
-    layer = next(m for m in adapter.layers.values() if isinstance(m, FrequencyMixture))
+    """What tools/benchmark.py times: the fast layer, its direct form, and random inputs for both."""
+    mixtures = [m for m in adapter.layers.values() if isinstance(m, FrequencyMixture)]
+    if not mixtures:
+        raise UserError(
+            "earth: without fft_layers there is no frequency mixture to time; leave adapter.fft_layers at null"
+        )
+    layer = mixtures[0]
     x = torch.randn(batch, *grid, layer.down.shape[1], requires_grad=True)
     cutoff = layer.cutoff(*grid)
     fast = partial(bottleneck_mixture, cutoff=cutoff)
@@ -130,5 +133,5 @@ def _resolve(indices: Sequence[int], name: str, depth: int) -> list[int]:
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> Tensor:
-    """What nn.Linear starts with: Kaiming-uniform, a = sqrt(5), is uniform within ±1/sqrt(fan_in); so are its biases."""
+    """Draw as nn.Linear does: Kaiming-uniform with a = sqrt(5) is uniform within ±1/sqrt(fan_in); so are biases."""
     return torch.empty(shape).uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))

@@ -1,4 +1,4 @@
-"""A procedural satellite scene from a seed: surface, clouds and sensor put together. Needs numpy, scipy and pillow only."""
+"""A procedural satellite scene from a seed: surface, clouds, sensor. Needs numpy, scipy and pillow only."""
 
 from dataclasses import dataclass
 
@@ -68,7 +68,9 @@ def render_scene(seed: int, *, size: Size = (256, 256), preset: Preset | None = 
     seen = sky.cover(rng, surface, layers, sun)
     sensor = draw_sensor(rng, family, surface)
     bands = sensor.sense(rng, seen.image)
-    label = sky.label(seen, sensor.change(seen.image, seen.shaded), sensor.change(seen.shaded, seen.open))
+    bands = sensor.sense(rng, seen.image)
+    seen_cloud, seen_shadow = sensor.change(seen.image, seen.shaded), sensor.change(seen.shaded, seen.open)
+    label = sky.label(seen, sensor.saturates(seen.image), seen_cloud, seen_shadow)
     valid = _swath(rng, size)
     label[~valid] = sky.IGNORE
     bands[:, ~valid] = 0

@@ -1,8 +1,9 @@
-"""Sensors of the procedural scenes: path radiance, stretch, colour cast, blur, noise, saturation; one preset per family."""
+"""Sensors of the procedural scenes: path radiance, stretch, colour cast, blur, noise, saturation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vfmadapt.datasets import _procedural as proc
 from vfmadapt.datasets._clouds_surface import Stack
@@ -22,8 +23,8 @@ class Preset:
         name: of the family.
         haze: reflectance of an even aerosol veil over the scene.
         path: factor on molecular path radiance.
-        white: reflectance that is stored as the brightest value, as a multiple of the brightness of the ground; (0, 0) stores
-            reflectance as it is.
+        white: reflectance that is stored as the brightest value, as a multiple of the brightness of the ground;
+            (0, 0) stores reflectance as it is.
         dehaze: share of the veil that the stretch takes away again.
         floor: darkest output value, for blue, green, red, and all infrared bands.
         ceiling: brightest output value, likewise.
@@ -38,13 +39,13 @@ class Preset:
     name: str
     haze: Range = (0.0, 0.06)
     path: Range = (0.2, 1.2)
-    white: Range = (1.4, 4.0)
+    white: Range = (1.4, 5.0)
     dehaze: Range = (0.2, 0.9)
     floor: Ranges = ((0.0, 0.05),) * 4
     ceiling: Ranges = ((0.9, 1.0),) * 4
     tint: float = 0.06
     tone: Range = (0.0, 0.8)
-    blur: Range = (0.3, 0.9)
+    blur: Range = (0.3, 1.2)
     noise: Range = (0.001, 0.010)
     sharpen: Range = (0.0, 0.0)
     levels: int = 256
@@ -56,7 +57,7 @@ TRAIN_PRESETS = (
     Preset(
         "flat",
         haze=(0.02, 0.12),
-        white=(1.3, 3.5),
+        white=(1.3, 4.5),
         floor=((0.22, 0.44), (0.22, 0.42), (0.20, 0.40), (0.05, 0.30)),
         tone=(-0.3, 0.4),
     ),
@@ -65,17 +66,26 @@ TRAIN_PRESETS = (
         haze=(0.02, 0.12),
         floor=((0.25, 0.45), (0.25, 0.42), (0.18, 0.32), (0.10, 0.30)),
         ceiling=((0.75, 1.0), (0.85, 1.0), (0.70, 1.0), (0.80, 1.0)),
-        blur=(0.5, 1.2),
+        blur=(0.5, 1.5),
     ),
     Preset(
         "cast_blue",
         haze=(0.02, 0.12),
-        white=(1.6, 6.0),
+        white=(1.6, 7.0),
         floor=((0.35, 0.58), (0.20, 0.38), (0.08, 0.30), (0.05, 0.30)),
         ceiling=((0.72, 1.0), (0.70, 1.0), (0.60, 0.95), (0.70, 1.0)),
-        blur=(0.5, 1.4),
+        blur=(0.5, 1.6),
     ),
-    Preset("globe", path=(0.0, 0.5), tint=0.12, tone=(0.3, 1.0), sharpen=(0.0, 0.6), blur=(0.3, 1.3)),
+    Preset(
+        "globe",
+        path=(0.0, 0.5),
+        white=(1.6, 5.5),
+        ceiling=((0.75, 1.0),) * 4,
+        tint=0.10,
+        tone=(0.2, 1.0),
+        sharpen=(0.0, 0.6),
+        blur=(0.4, 1.5),
+    ),
 )
 """Sensor families of the training and validation scenes."""
 
@@ -83,11 +93,11 @@ TEST_PRESET = Preset(
     "test",
     haze=(0.0, 0.10),
     path=(0.2, 1.0),
-    white=(1.5, 3.5),
-    floor=((0.10, 0.30), (0.12, 0.32), (0.16, 0.36), (0.05, 0.25)),
-    ceiling=((0.78, 0.95), (0.84, 1.0), (0.84, 1.0), (0.85, 1.0)),
-    tint=0.10,
-    tone=(-0.2, 0.6),
+    white=(1.4, 4.5),
+    floor=((0.02, 0.34), (0.04, 0.38), (0.08, 0.44), (0.02, 0.30)),
+    ceiling=((0.62, 0.92), (0.68, 1.0), (0.72, 1.0), (0.75, 1.0)),
+    tint=0.12,
+    tone=(-0.4, 0.9),
     blur=(0.6, 1.1),
     noise=(0.004, 0.014),
     sharpen=(0.2, 0.8),
@@ -95,9 +105,10 @@ TEST_PRESET = Preset(
 )
 """Sensor family of the test scenes only: warm, low in contrast, sharpened, noisier, 10 bits."""
 
-# Path radiance as reflectance (Rayleigh: falls with the fourth power of wavelength) and the colour of aerosol, per band.
+# Path radiance as reflectance (Rayleigh: it falls with the fourth power of wavelength) and aerosol, per band.
 _PATH = np.asarray((0.11, 0.07, 0.04, 0.015, 0.0, 0.0), dtype=np.float32)[:, None, None]
 _HAZE = np.asarray((1.0, 0.92, 0.85, 0.7, 0.4, 0.25), dtype=np.float32)[:, None, None]
+_STACKS = ("haze", "path", "black", "white", "floor", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -130,12 +141,20 @@ class Sensor:
             scaled += self.tone * (scaled - scaled * scaled)
         return np.asarray(self.floor + (self.ceiling - self.floor) * scaled, dtype=np.float32)
 
+    def _green(self) -> "Sensor":
+        parts = (self.haze, self.path, self.black, self.white, self.floor, self.ceiling)
+        return replace(self, **dict(zip(_STACKS, (part[1:2] for part in parts), strict=True)))
+
     def change(self, first: Stack, second: Stack) -> Field:
         """How much the stored green value differs between two ground reflectances (6, H, W), pixel by pixel: (H, W)."""
-        green = slice(1, 2)
-        parts = (self.haze, self.path, self.black, self.white, self.floor, self.ceiling)
-        one = Sensor(*(part[green] for part in parts), self.tone, 0.0, np.float32(0), np.float32(0), self.levels)
-        return np.asarray(np.abs(one.respond(one.veil(first[green])) - one.respond(one.veil(second[green])))[0])
+        green = self._green()
+        stored = [green.respond(green.veil(image[1:2])) for image in (first, second)]
+        return np.asarray(np.abs(stored[0] - stored[1])[0])
+
+    def saturates(self, image: Stack) -> NDArray[np.bool_]:
+        """Where a ground reflectance (6, H, W) is stored as the brightest green: (H, W)."""
+        green = self._green()
+        return np.asarray((green.veil(image[1:2]) >= green.white)[0] & (self.levels > 0))
 
     def sense(self, rng: np.random.Generator, image: Stack) -> Stack:
         """Reflectance at the ground (6, H, W) -> what the product stores, float32, about 0..1."""
@@ -157,7 +176,9 @@ def _draw(rng: np.random.Generator, span: Range) -> np.float32:
 
 def _per_band(rng: np.random.Generator, spans: Ranges) -> Stack:
     place = rng.uniform()  # the bands move together, give or take
-    values = [low + (high - low) * np.clip(place + rng.normal(0, 0.15), 0, 1) for low, high in (*spans, spans[3], spans[3])]
+    values = [
+        low + (high - low) * np.clip(place + rng.normal(0, 0.15), 0, 1) for low, high in (*spans, spans[3], spans[3])
+    ]
     return np.asarray(values, dtype=np.float32)[:, None, None]
 
 

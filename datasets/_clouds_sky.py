@@ -1,7 +1,7 @@
-"""Clouds of the procedural scenes: optical depth by regime, two-stream reflectance, lit tops, projected shadows, labels.
+"""Clouds of the procedural scenes: optical depth, two-stream reflectance, lit tops, projected shadows, labels.
 
-Optical depth tau is drawn as a power-law field; reflectance and transmittance follow the two-stream formula for conservative
-scattering, R = a tau / (1 + a tau) with a = (1 - g) / 2 = 0.075 and asymmetry g = 0.85.
+Optical depth tau is drawn as a power-law field; reflectance and transmittance follow the two-stream formula for
+conservative scattering, R = a tau / (1 + a tau) with a = (1 - g) / 2 = 0.075 and asymmetry g = 0.85.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,17 @@ THIN_FROM = 0.055
 """Cloud reflectance at which a veil starts to be visible over ordinary ground: the border of clear and thin."""
 THICK_FROM = 0.30
 """Cloud reflectance at which the ground is hidden (tau about 6): the border of thin and thick."""
-SHADOW_FROM = 0.26
+SHADOW_FROM = 0.22
 """Share of the direct sunlight that must be missing for a shadow."""
-SEEN_FROM = 0.02
-"""Change of the stored value (of about 0..1) that an eye can just see: five grey levels of 255."""
+RIM_FROM = 0.14
+"""Cloud reflectance from which the blurred rim of a thick cloud counts as part of it; below, nobody can say."""
+SMALLEST = 40
+"""Pixels of the smallest region that is labelled by itself."""
+SEEN_FROM = 0.016
+"""Change of the stored value (of about 0..1) that an eye can just see: four grey levels of 255."""
 
 _TWO_STREAM = 0.075
-# Skylight as a share of the light on open ground, per band: Rayleigh scattering falls with wavelength; it lights the shadows.
+# Skylight as a share of the light on open ground, per band (Rayleigh): it lights the shadows.
 _SKYLIGHT = np.asarray((0.30, 0.22, 0.16, 0.09, 0.04, 0.02), dtype=np.float32)[:, None, None]
 # Cloud reflectance relative to blue: droplets absorb a little, ice a lot, beyond 1.5 um.
 _DROPLETS = np.asarray((1.0, 1.0, 1.0, 0.98, 0.80, 0.62), dtype=np.float32)[:, None, None]
@@ -65,22 +69,23 @@ def _wisps(rng: np.random.Generator, field: Field, strength: float) -> Field:
 
 
 def _cumulus(rng: np.random.Generator, size: Size) -> Field:
-    noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=_log_uniform(rng, 40, 160), inner=rng.uniform(0, 2.0))
-    return _grow(noise, rng.uniform(0.06, 0.40), _log_uniform(rng, 15, 80), rng.uniform(0.8, 1.3))
+    outer, inner = _log_uniform(rng, 50, 300), rng.uniform(0, 2.5)
+    noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=inner)
+    return _grow(noise, rng.uniform(0.12, 0.45), _log_uniform(rng, 7, 60), rng.uniform(0.8, 1.9))
 
 
 def _streets(rng: np.random.Generator, size: Size) -> Field:
-    angle, spacing = rng.uniform(0, np.pi), _log_uniform(rng, 36, 90)
+    angle, spacing = rng.uniform(0, np.pi), _log_uniform(rng, 36, 110)
     _, v = proc.coordinates(size, angle)
     bend = proc.power_noise(rng, size, 2.5, outer=200) * np.float32(0.25 * spacing)
     rows = np.cos((v + bend) * np.float32(2 * np.pi / spacing) + np.float32(rng.uniform(0, 6)))
     noise = proc.power_noise(rng, size, 1.7, outer=spacing, anisotropy=2, angle=angle)
-    return _grow(noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 12, 60))
+    return _grow(noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 8, 50))
 
 
 def _cellular(rng: np.random.Generator, size: Size) -> Field:
     """Stratocumulus: closed cells inside a deck that ends somewhere."""
-    scale = _log_uniform(rng, 12, 40)
+    scale = _log_uniform(rng, 14, 50)
     u, v = proc.coordinates(size, rng.uniform(0, np.pi))
     noise = proc.power_noise(rng, size, 1.7, outer=scale)
     _, first, _ = proc.cells(rng, u + noise * np.float32(0.18 * scale), v * np.float32(rng.uniform(1, 1.6)), scale)
@@ -89,28 +94,32 @@ def _cellular(rng: np.random.Generator, size: Size) -> Field:
 
 
 def _fractal(rng: np.random.Generator, size: Size) -> Field:
-    noise = proc.power_noise(rng, size, rng.uniform(1.45, 1.9), outer=_log_uniform(rng, 80, 300))
-    return _grow(_wisps(rng, noise, rng.uniform(0, 8)), rng.uniform(0.2, 0.75), _log_uniform(rng, 8, 50), rng.uniform(0.9, 1.8))
+    noise = proc.power_noise(
+        rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 80, 400), inner=rng.uniform(0, 2)
+    )
+    torn = _wisps(rng, noise, rng.uniform(0, 8))
+    return _grow(torn, rng.uniform(0.2, 0.75), _log_uniform(rng, 8, 50), rng.uniform(0.9, 2.0))
 
 
 def _ripples(rng: np.random.Generator, size: Size) -> Field:
     """Altocumulus: small blobs or rolls within a larger sheet."""
-    wavelength = _log_uniform(rng, 12, 24)
-    blobs = proc.power_noise(rng, size, 3.0, outer=wavelength, inner=wavelength / 8, anisotropy=rng.uniform(1, 3), angle=rng.uniform(0, np.pi))
+    length, stretch, angle = _log_uniform(rng, 12, 26), rng.uniform(1, 3), rng.uniform(0, np.pi)
+    blobs = proc.power_noise(rng, size, 3.0, outer=length, inner=length / 8, anisotropy=stretch, angle=angle)
     sheet = proc.power_noise(rng, size, 2.0, outer=200)
     return _grow(sheet + np.float32(rng.uniform(0.3, 0.7)) * blobs, rng.uniform(0.2, 0.55), _log_uniform(rng, 6, 30))
 
 
 def _cirrus(rng: np.random.Generator, size: Size) -> Field:
-    noise = proc.power_noise(
-        rng, size, rng.uniform(1.6, 2.1), outer=_log_uniform(rng, 80, 250), inner=1.0, anisotropy=_log_uniform(rng, 2, 10), angle=rng.uniform(0, np.pi)
-    )
-    return _grow(_wisps(rng, noise, rng.uniform(2, 14)), rng.uniform(0.2, 0.7), _log_uniform(rng, 1.5, 6), rng.uniform(0.9, 1.4))
+    outer, stretch, angle = _log_uniform(rng, 80, 250), _log_uniform(rng, 2, 10), rng.uniform(0, np.pi)
+    noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=1.0, anisotropy=stretch, angle=angle)
+    torn = _wisps(rng, noise, rng.uniform(2, 14))
+    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 1.5, 6), rng.uniform(0.9, 1.4))
 
 
 def _veil(rng: np.random.Generator, size: Size) -> Field:
-    """Fog, smoke-like stratus: smooth and half transparent."""
-    noise = proc.power_noise(rng, size, rng.uniform(1.8, 2.5), outer=_log_uniform(rng, 120, 400), inner=rng.uniform(0, 4))
+    """Fog and smooth stratus, half transparent."""
+    outer, inner = _log_uniform(rng, 120, 400), rng.uniform(0, 4)
+    noise = proc.power_noise(rng, size, rng.uniform(1.8, 2.5), outer=outer, inner=inner)
     return _grow(noise, rng.uniform(0.25, 0.8), _log_uniform(rng, 2, 9), rng.uniform(0.7, 1.2))
 
 
@@ -119,7 +128,8 @@ def _plume(rng: np.random.Generator, size: Size) -> Field:
     angle = rng.uniform(0, np.pi)
     body = proc.power_noise(rng, size, 2.4, outer=300, anisotropy=rng.uniform(1, 4), angle=angle)
     fibre = proc.power_noise(rng, size, 1.5, outer=60, anisotropy=rng.uniform(1, 6), angle=angle)
-    return _grow(_wisps(rng, body + np.float32(rng.uniform(0.1, 0.4)) * fibre, rng.uniform(0, 8)), rng.uniform(0.2, 0.6), _log_uniform(rng, 7, 30))
+    torn = _wisps(rng, body + np.float32(rng.uniform(0.1, 0.4)) * fibre, rng.uniform(0, 8))
+    return _grow(torn, rng.uniform(0.2, 0.6), _log_uniform(rng, 7, 30))
 
 
 def _overcast(rng: np.random.Generator, size: Size) -> Field:
@@ -128,27 +138,28 @@ def _overcast(rng: np.random.Generator, size: Size) -> Field:
 
 
 def _popcorn(rng: np.random.Generator, size: Size) -> Field:
-    noise = proc.power_noise(rng, size, 2.2, outer=_log_uniform(rng, 20, 40), inner=1.5)
+    noise = proc.power_noise(rng, size, 2.2, outer=_log_uniform(rng, 20, 45), inner=1.5)
     where = proc.power_noise(rng, size, 2.0, outer=150)
-    return _grow(noise + np.float32(rng.uniform(0.2, 1.0)) * where, rng.uniform(0.05, 0.22), _log_uniform(rng, 15, 60))
+    mixed = noise + np.float32(rng.uniform(0.2, 1.0)) * where
+    return _grow(mixed, rng.uniform(0.05, 0.22), _log_uniform(rng, 10, 60))
 
 
 # regime: (function, weight, is it ice, lowest and highest shift of its shadow in pixels)
 REGIMES: Mapping[str, tuple[Regime, float, bool, tuple[float, float]]] = {
-    "cumulus": (_cumulus, 0.24, False, (8, 60)),
-    "streets": (_streets, 0.07, False, (8, 40)),
-    "cellular": (_cellular, 0.08, False, (6, 35)),
-    "fractal": (_fractal, 0.16, False, (10, 70)),
+    "cumulus": (_cumulus, 0.34, False, (14, 64)),
+    "streets": (_streets, 0.10, False, (14, 45)),
+    "cellular": (_cellular, 0.08, False, (10, 40)),
+    "fractal": (_fractal, 0.16, False, (14, 70)),
     "ripples": (_ripples, 0.06, False, (15, 70)),
-    "cirrus": (_cirrus, 0.10, True, (40, 90)),
-    "veil": (_veil, 0.08, False, (5, 20)),
-    "plume": (_plume, 0.10, False, (10, 50)),
+    "cirrus": (_cirrus, 0.08, True, (40, 90)),
+    "veil": (_veil, 0.06, False, (5, 20)),
+    "plume": (_plume, 0.10, False, (14, 60)),
     "overcast": (_overcast, 0.03, False, (8, 40)),
-    "popcorn": (_popcorn, 0.08, False, (6, 30)),
+    "popcorn": (_popcorn, 0.08, False, (10, 30)),
 }
 """Each cloudy scene has one of these; a second, high layer of cirrus or a veil lies over some."""
 
-CLOUDLESS = 0.06
+CLOUDLESS = 0.04
 """Share of scenes without cloud."""
 
 
@@ -175,7 +186,7 @@ def draw_layers(rng: np.random.Generator, size: Size, sun: Sun) -> list[Layer]:
 
 
 def project(layer: Layer, size: Size) -> tuple[Field, Field]:
-    """The optical depth above each pixel, and the one between each pixel and the sun: two (H, W) crops of the canvas."""
+    """Optical depth above each pixel, and between each pixel and the sun: two (H, W) crops of the canvas."""
     extra = (layer.tau.shape[0] - size[0], layer.tau.shape[1] - size[1])
     top = extra[0] - 1 if layer.shift[0] > 0 else 0
     left = extra[1] - 1 if layer.shift[1] > 0 else 0
@@ -196,8 +207,8 @@ def _lit(tau: Field, sun: Sun, strength: float) -> Field:
 class Sky:
     """A scene under its clouds.
 
-    `cloud`: reflectance of all clouds above a pixel; `missing`: share of the direct sunlight that clouds keep from it; both
-    (H, W). `open`, `shaded` and `image` are (6, H, W): the surface in full sun, under shadows, and seen through the clouds.
+    `cloud`: reflectance of all clouds above a pixel; `missing`: share of the direct sunlight that clouds keep from it;
+    both (H, W). `open`, `shaded`, `image`: the surface in full sun, under shadows, seen through the clouds; (6, H, W).
     """
 
     cloud: Field
@@ -215,7 +226,7 @@ def cover(rng: np.random.Generator, surface: Stack, layers: list[Layer], sun: Su
     for layer, (_, towards) in zip(layers, pairs, strict=True):
         depth = proc.blur(towards, 0.7 + 0.02 * float(np.hypot(*layer.shift)))  # the sun is a disc, cloud sides scatter
         light *= 1 - np.float32(0.9) * _reflectance(np.float32(1.5) * depth)
-    skylight = _SKYLIGHT * np.float32(rng.uniform(0.5, 1.2)) + np.float32(rng.uniform(0.0, 0.08))
+    skylight = _SKYLIGHT * np.float32(rng.uniform(0.4, 1.0)) + np.float32(rng.uniform(0.0, 0.05))
     image = shaded = surface * (skylight + (1 - skylight) * light)
     cloud = np.zeros(size, dtype=np.float32)
     for layer, (tau, _) in zip(layers, pairs, strict=True):
@@ -231,24 +242,38 @@ def _reflectance(tau: Field) -> Field:
     return np.asarray(scaled / (1 + scaled), dtype=np.float32)
 
 
-def label(sky: Sky, seen_cloud: Field, seen_shadow: Field) -> NDArray[np.uint8]:
+def label(sky: Sky, saturated: NDArray[np.bool_], seen_cloud: Field, seen_shadow: Field) -> NDArray[np.uint8]:
     """Labels (H, W): cloud where there is enough of it, shadow where no cloud hides it.
 
     The narrow bands of doubt around each threshold are ignored, and so is what the sensor does not show.
 
     Args:
         sky: the scene.
+        saturated: where the sensor stores its brightest value, so that cloud hides the ground though it be thin (H, W).
         seen_cloud: by how much the clouds change the picture, in output units (H, W).
         seen_shadow: by how much the shadows change it.
     """
-    cloud, missing = proc.blur(sky.cloud, 1.0), proc.blur(sky.missing, 1.0)
+    cloud, missing = proc.blur(sky.cloud, 1.3), proc.blur(sky.missing, 1.3)
     labels = np.where(missing > SHADOW_FROM, np.uint8(SHADOW), np.uint8(CLEAR))
     labels[cloud > THIN_FROM] = THIN
-    labels[cloud > THICK_FROM] = THICK
-    labels = proc.remove_specks(labels, 4, 24)
-    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.12) | (np.abs(cloud / THICK_FROM - 1) < 0.03)
+    hidden = proc.blur(saturated.astype(np.float32), 1.0) > 0.5
+    labels[(cloud > THICK_FROM) | (hidden & (cloud > THIN_FROM))] = THICK
+    rim = _rim(labels)
+    labels[rim] = np.where(cloud[rim] > RIM_FROM, THICK, IGNORE)
+    labels = proc.remove_specks(labels, 4, SMALLEST)
+    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.12) | ((np.abs(cloud / THICK_FROM - 1) < 0.03) & ~hidden)
     doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.10) & (cloud < THIN_FROM)
     doubt |= (labels == SHADOW) & (proc.blur(seen_shadow, 2.0) < SEEN_FROM)
     doubt |= ((labels == THIN) | (labels == THICK)) & (proc.blur(seen_cloud, 2.0) < SEEN_FROM)
     labels[doubt] = IGNORE
     return labels
+
+
+def _rim(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Thin cloud in strips narrower than 5 pixels beside thick cloud: the blurred edge of that cloud, no thin cloud."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    thin = (labels == THIN).astype(np.uint8)
+    broad = maximum_filter(minimum_filter(thin, 5), 5)
+    near_thick = maximum_filter((labels == THICK).astype(np.uint8), 9)
+    return np.asarray((thin > broad) & (near_thick > 0))

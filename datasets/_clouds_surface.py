@@ -76,7 +76,9 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 def _grain(rng: np.random.Generator, size: Size, amount: float, outer: float = 8.0, exponent: float = 0.8) -> Field:
     """Multiplicative texture around 1."""
-    return np.maximum(1 + np.float32(amount) * proc.power_noise(rng, size, exponent, outer=outer), 0.2).astype(np.float32)
+    return np.maximum(1 + np.float32(amount) * proc.power_noise(rng, size, exponent, outer=outer), 0.2).astype(
+        np.float32
+    )
 
 
 def _mountains(rng: np.random.Generator, size: Size, scale: float) -> Field:
@@ -93,7 +95,11 @@ def _hills(rng: np.random.Generator, size: Size, sun: Sun, strength: float) -> F
 
 def _woods(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     patches = proc.smoothstep(proc.power_noise(rng, size, 1.3, outer=_log_uniform(rng, 20, 120)), -1.5, 1.5)
-    stack = _blend(_spectrum(rng, "forest", "dark_forest"), _spectrum(rng, "forest", "grass", "marsh"), patches * rng.uniform(0.2, 0.9))
+    stack = _blend(
+        _spectrum(rng, "forest", "dark_forest"),
+        _spectrum(rng, "forest", "grass", "marsh"),
+        patches * rng.uniform(0.2, 0.9),
+    )
     stack *= _grain(rng, size, rng.uniform(0.02, 0.14), outer=rng.uniform(3, 12))
     if rng.random() < 0.5:
         stack *= 0.25 + 0.75 * np.minimum(_hills(rng, size, sun, rng.uniform(0.2, 1.4)), 2.0)
@@ -111,7 +117,9 @@ def _fields(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     number, border = proc.parcels(rng, u, v, width, width * _log_uniform(rng, 1, 5))
     dominant = ("crop", "young_crop", "grass") if rng.random() < 0.6 else ("soil", "stubble", "dry_grass", "red_soil")
     names = rng.choice(("crop", "young_crop", "soil", "stubble", "wet_soil", "dry_grass", "grass"), 3).tolist()
-    table = np.stack([_spectrum(rng, *dominant)[:, 0, 0] for _ in range(5)] + [_spectrum(rng, n)[:, 0, 0] for n in names], 1)
+    table = np.stack(
+        [_spectrum(rng, *dominant)[:, 0, 0] for _ in range(5)] + [_spectrum(rng, n)[:, 0, 0] for n in names], 1
+    )
     of_parcel = rng.integers(0, table.shape[1], int(number.max()) + 1)
     if rng.random() < 0.5:  # nearly one crop: a calm pattern
         of_parcel = np.where(rng.random(len(of_parcel)) < 0.7, 0, of_parcel)
@@ -125,9 +133,15 @@ def _fields(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 
 def _soils(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     mottle = proc.smoothstep(proc.power_noise(rng, size, 1.3, outer=_log_uniform(rng, 30, 150)), -1.6, 1.6)
-    stack = _blend(_spectrum(rng, "red_soil", "soil", "stubble"), _spectrum(rng, "soil", "dry_grass", "red_soil", "sand"), mottle)
-    valley = proc.ridged(proc.power_noise(rng, size, 2.0, outer=_log_uniform(rng, 60, 200), inner=1.5), rng.uniform(1.5, 4))
-    stack = _blend(stack, _spectrum(rng, "forest", "grass", "marsh"), proc.smoothstep(valley, 0.2, 0.9) * rng.uniform(0.1, 0.9))
+    stack = _blend(
+        _spectrum(rng, "red_soil", "soil", "stubble"), _spectrum(rng, "soil", "dry_grass", "red_soil", "sand"), mottle
+    )
+    valley = proc.ridged(
+        proc.power_noise(rng, size, 2.0, outer=_log_uniform(rng, 60, 200), inner=1.5), rng.uniform(1.5, 4)
+    )
+    stack = _blend(
+        stack, _spectrum(rng, "forest", "grass", "marsh"), proc.smoothstep(valley, 0.2, 0.9) * rng.uniform(0.1, 0.9)
+    )
     bush = proc.smoothstep(proc.power_noise(rng, size, 0.9, outer=rng.uniform(6, 20)), 0.8, 2.2)
     stack = _blend(stack, _spectrum(rng, "forest", "grass", "dark_rock"), bush * rng.uniform(0.0, 0.7))
     return np.asarray(stack * _grain(rng, size, rng.uniform(0.02, 0.1)), dtype=np.float32)
@@ -135,12 +149,18 @@ def _soils(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 
 def _desert(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     patches = proc.smoothstep(proc.power_noise(rng, size, 1.7, outer=_log_uniform(rng, 60, 250)), -1.5, 1.5)
-    stack = _blend(_spectrum(rng, "sand", "pale_sand", "red_soil", "brown_rock"), _spectrum(rng, "sand", "gravel", "red_soil"), patches)
+    stack = _blend(
+        _spectrum(rng, "sand", "pale_sand", "red_soil", "brown_rock"),
+        _spectrum(rng, "sand", "gravel", "red_soil"),
+        patches,
+    )
     if rng.random() < 0.45:
         wavelength, angle = _log_uniform(rng, 8, 40), rng.uniform(0, np.pi)
         dune = proc.power_noise(rng, size, 2.4, outer=wavelength, inner=1.5, anisotropy=rng.uniform(2, 8), angle=angle)
         dune = proc.ridged(dune, 0.7) if rng.random() < 0.5 else 0.4 * dune
-        stack *= 0.4 + 0.6 * np.minimum(proc.hillshade(dune, sun.azimuth, sun.elevation, wavelength * rng.uniform(0.05, 0.2)), 2)
+        stack *= 0.4 + 0.6 * np.minimum(
+            proc.hillshade(dune, sun.azimuth, sun.elevation, wavelength * rng.uniform(0.05, 0.2)), 2
+        )
     else:
         stack *= 0.5 + 0.5 * np.minimum(_hills(rng, size, sun, rng.uniform(0.02, 0.5)), 2)
         wadi = proc.ridged(proc.power_noise(rng, size, 2.0, outer=120, inner=1.0), rng.uniform(4, 9))
@@ -152,11 +172,15 @@ def _ranges(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     scale = _log_uniform(rng, 50, 220)
     height = _mountains(rng, size, scale)
     lower = _spectrum(rng, "soil", "forest", "dry_grass", "brown_rock", "gravel")
-    stack = _blend(lower, _spectrum(rng, "rock", "brown_rock", "dark_rock", "gravel"), proc.smoothstep(height, 0.2, 0.6))
+    stack = _blend(
+        lower, _spectrum(rng, "rock", "brown_rock", "dark_rock", "gravel"), proc.smoothstep(height, 0.2, 0.6)
+    )
     stack *= _grain(rng, size, rng.uniform(0.04, 0.14), outer=16, exponent=1.0)
     if rng.random() < 0.4:
         line = proc.quantile(height, rng.uniform(0.3, 0.95))
-        cover = proc.smoothstep(height + 0.06 * proc.power_noise(rng, size, 1.0, outer=20), line, line + rng.uniform(0.03, 0.15))
+        cover = proc.smoothstep(
+            height + 0.06 * proc.power_noise(rng, size, 1.0, outer=20), line, line + rng.uniform(0.03, 0.15)
+        )
         stack = _blend(stack, _spectrum(rng, "snow", "old_snow"), cover)
     light = proc.hillshade(height, sun.azimuth, sun.elevation, _log_uniform(rng, 0.3, 1.6) * scale / 6)
     return np.asarray(stack * (0.2 + 0.8 * np.minimum(light, 2.2)), dtype=np.float32)
@@ -165,7 +189,9 @@ def _ranges(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 def _waters(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     first = _spectrum(rng, "deep_water", "water", "turbid_water", "green_water")
     currents = proc.power_noise(rng, size, 2.6, outer=300, anisotropy=rng.uniform(1.5, 5), angle=rng.uniform(0, np.pi))
-    other = _blend(first, _spectrum(rng, "deep_water", "water", "turbid_water", "green_water"), np.float32(rng.uniform(0, 0.5)))
+    other = _blend(
+        first, _spectrum(rng, "deep_water", "water", "turbid_water", "green_water"), np.float32(rng.uniform(0, 0.5))
+    )
     stack = _blend(first, other, proc.smoothstep(currents, -2.0, 2.0))
     if rng.random() < 0.15:  # sun glint: grey in every band, brightening evenly towards one side
         u, _ = proc.coordinates(size, rng.uniform(0, np.pi))
@@ -178,7 +204,9 @@ def _town(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     u, v = proc.coordinates(size, rng.uniform(0, np.pi))
     block = _log_uniform(rng, 3, 10)
     number, border = proc.parcels(rng, u, v, block, block * rng.uniform(1, 2.5))
-    names = rng.choice(("concrete", "asphalt", "red_roof", "blue_roof", "bright_roof", "grass", "soil", "concrete"), 7).tolist()
+    names = rng.choice(
+        ("concrete", "asphalt", "red_roof", "blue_roof", "bright_roof", "grass", "soil", "concrete"), 7
+    ).tolist()
     table = np.stack([_spectrum(rng, name)[:, 0, 0] for name in [*names, "concrete"]], 1)
     kinds = rng.integers(0, table.shape[1], int(number.max()) + 1)
     tone = rng.lognormal(0, 0.3, len(kinds)).astype(np.float32)
@@ -196,7 +224,9 @@ def _snows(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     stack = _blend(_spectrum(rng, "snow"), _spectrum(rng, "old_snow", "ice", "snow"), mix)
     light = proc.hillshade(height, sun.azimuth, sun.elevation, _log_uniform(rng, 0.1, 1.2) * scale / 6)
     stack *= 0.35 + 0.65 * np.minimum(light, 1.6)
-    steep = proc.smoothstep(np.abs(light - 1) + 0.2 * proc.power_noise(rng, size, 1.0, outer=10), rng.uniform(0.5, 0.9), 1.2)
+    steep = proc.smoothstep(
+        np.abs(light - 1) + 0.2 * proc.power_noise(rng, size, 1.0, outer=10), rng.uniform(0.5, 0.9), 1.2
+    )
     return _blend(stack, _spectrum(rng, "dark_rock", "rock"), steep)
 
 
@@ -207,7 +237,9 @@ def _pans(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 
 
 def _marshes(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
-    stack = _blend(_woods(rng, size, sun), _spectrum(rng, "marsh", "grass", "dry_grass"), np.float32(rng.uniform(0.2, 0.9)))
+    stack = _blend(
+        _woods(rng, size, sun), _spectrum(rng, "marsh", "grass", "dry_grass"), np.float32(rng.uniform(0.2, 0.9))
+    )
     pond = proc.power_noise(rng, size, 1.6, outer=_log_uniform(rng, 20, 80))
     return _blend(stack, _spectrum(rng, "water", "turbid_water", "green_water"), proc.smoothstep(pond, 0.9, 1.1))
 
@@ -245,16 +277,23 @@ def _decorate(rng: np.random.Generator, stack: Stack, base: str) -> Stack:
     if rng.random() < 0.2:
         shape = proc.power_noise(rng, size, 1.8, outer=60)
         burnt = proc.smoothstep(shape, proc.quantile(shape, 0.9), 3.0) > 0.01
-        stack = _blend(stack, _spectrum(rng, "burnt", "dark_rock"), proc.blur(burnt.astype(np.float32), 0.7) * rng.uniform(0.4, 1))
+        stack = _blend(
+            stack, _spectrum(rng, "burnt", "dark_rock"), proc.blur(burnt.astype(np.float32), 0.7) * rng.uniform(0.4, 1)
+        )
     if base in ("waters", "snows"):
         return stack
     if rng.random() < 0.3:
         river = proc.draw_lines(size, [proc.walk(rng, size, step=5, turn=0.3)], [_log_uniform(rng, 1.5, 9)])
         stack = _blend(stack, _spectrum(rng, "water", "turbid_water", "green_water", "sand"), river)
     if rng.random() < 0.55:
-        lines = [proc.walk(rng, size, step=_log_uniform(rng, 6, 60), turn=rng.uniform(0.02, 0.35)) for _ in range(rng.integers(1, 5))]
+        lines = [
+            proc.walk(rng, size, step=_log_uniform(rng, 6, 60), turn=rng.uniform(0.02, 0.35))
+            for _ in range(rng.integers(1, 5))
+        ]
         roads = proc.draw_lines(size, lines, rng.uniform(0.5, 2.2, len(lines)).tolist())
-        stack = _blend(stack, _spectrum(rng, "concrete", "stubble", "asphalt", "pale_sand"), roads * rng.uniform(0.4, 0.95))
+        stack = _blend(
+            stack, _spectrum(rng, "concrete", "stubble", "asphalt", "pale_sand"), roads * rng.uniform(0.4, 0.95)
+        )
         if rng.random() < 0.5:  # houses along the first road
             centres = np.repeat(lines[0][rng.integers(0, len(lines[0]), 40)], 3, 0) + rng.normal(0, 5, (120, 2))
             half = rng.uniform(0.5, 2.2, (120, 1, 2))

@@ -1,7 +1,7 @@
 """Numpy primitives for procedural imagery: power-law noise, warps, cell and parcel mosaics, polylines, relief shading.
 
-Every function that draws random numbers takes an explicit `rng`; fields are float32 (H, W); lengths are in pixels, angles
-in radians counter-clockwise from the column axis. A 256 x 256 field costs a few milliseconds.
+Every function that draws random numbers takes an explicit `rng`; fields are float32 (H, W); lengths are in pixels,
+angles in radians counter-clockwise from the column axis. A 256 x 256 field costs a few milliseconds.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from vfmadapt.heads._resize import resolve_layers, to_image
 def spread(depth: int, count: int = 4) -> tuple[int, ...]:
     """`count` blocks evenly spaced, the last one included (12 -> 2, 5, 8, 11); all of them where there are fewer."""
     count = min(count, depth)
-    return tuple(round(depth * (i + 1) / count) - 1 for i in range(count))
+    return tuple((2 * depth * (i + 1) + count) // (2 * count) - 1 for i in range(count))  # rounds halves up
 
 
 class _Level(nn.Module):
@@ -61,9 +61,7 @@ class FPNHead(Head):
         self.levels = nn.ModuleList(
             _Level(spec.dims[i], width, d) for i, d in zip(self.layers, self.doublings, strict=True)
         )
-        self.fuse = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(1, width), nn.GELU()
-        )
+        self.fuse = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(1, width), nn.GELU())
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:

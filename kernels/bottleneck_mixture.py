@@ -39,13 +39,13 @@ def bottleneck_mixture(
     """
     width = _check(x, down, down_bias, up, up_bias)
     tokens = x.reshape(-1, x.shape[-1])
-    projected = F.linear(tokens, down).view(*x.shape[:-1], -1)
+    projected = F.linear(tokens, down).view(*x.shape[:-1], 3 * width + 3)
     projected = projected.to(torch.promote_types(projected.dtype, torch.float32))  # narrow, so full precision is cheap
-    plain, filtered, router = projected.split((width, 2 * width, 3), -1)
+    plain, filtered, router = projected.split_with_sizes((width, 2 * width, 3), -1)
     low, high = spectral_split(filtered, cutoff)
     hidden = F.relu(torch.cat((plain, low[..., :width], high[..., width:]), -1) + down_bias[:-3])
     gate = scale * (router + down_bias[-3:]).softmax(-1)
-    gated = (hidden.unflatten(-1, (3, width)) * gate.unsqueeze(-1)).flatten(-2)
+    gated = (hidden.view(*x.shape[:-1], 3, width) * gate.unsqueeze(-1)).flatten(-2)
     mixed = torch.cat((gated, gate), -1).flatten(0, -2).to(up.dtype)
     return (tokens + mixed @ torch.cat((up, up_bias))).view(x.shape)
 
@@ -55,11 +55,13 @@ def bottleneck_mixture_reference(
 ) -> Tensor:
     """Apply the layer by its equations, transforming all C channels: oracle and baseline, same arguments."""
     width = _check(x, down, down_bias, up, up_bias)
-    *downs, router = down.split((width, width, width, 3))
-    *biases, router_bias = down_bias.split((width, width, width, 3))
-    gates = F.linear(x, router, router_bias).softmax(-1).split(1, -1)
+    *downs, router = down.split_with_sizes((width, width, width, 3))
+    *biases, router_bias = down_bias.split_with_sizes((width, width, width, 3))
+    gates = F.linear(x, router, router_bias).softmax(-1).split_with_sizes((1, 1, 1), -1)
     grids = (x, *spectral_split_fft(x, cutoff))
-    experts = zip(gates, grids, downs, biases, up.split(width), up_bias.unbind(), strict=True)
+    experts = zip(
+        gates, grids, downs, biases, up.split_with_sizes((width, width, width)), up_bias.unbind(), strict=True
+    )
     mixed = [g * F.linear(F.relu(F.linear(z, d, b)), u.t(), c) for g, z, d, b, u, c in experts]
     return x + scale * (mixed[0] + mixed[1] + mixed[2])
 

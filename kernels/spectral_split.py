@@ -7,6 +7,7 @@ Source: Earth-Adapter, https://arxiv.org/abs/2504.06220.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -33,13 +34,12 @@ def spectral_split(x: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
     _check(x, cutoff)
     batch, height, width, channels = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
-    # A compiler traces the few operations that make the matrices; tensor subclasses (fake tensors) must not enter a cache.
+    # A compiler traces the few operations that make the matrices; fake tensors must not enter the cache.
     matrices = _filters if torch.compiler.is_compiling() or type(x) is not Tensor else _cached_filters
     rows, columns = matrices(height, width, cutoff, dtype, x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        halves = rows @ x.to(dtype).reshape(
-            batch, height, width * channels
-        )  # (B, 2h, w·d): A x, B x of row 0, of row 1
+    with _no_autocast(x.device):
+        # (B, 2h, w·d), the rows being A x and B x of row 0, of row 1, ...; read again as (B·h, 2w, d)
+        halves = rows @ x.to(dtype).reshape(batch, height, width * channels)
         low = (columns @ halves.view(batch * height, 2 * width, channels)).view_as(x).to(x.dtype)
     return low, x - low
 
@@ -69,6 +69,11 @@ def _check(x: Tensor, cutoff: int) -> None:
         raise ValueError(f"spectral split: cutoff {cutoff} is negative; 0 keeps no frequency")
 
 
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    known = torch.amp.is_autocast_available(device.type)  # not on "meta"
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 def _kept(size: int, cutoff: int, device: torch.device) -> Tensor:
     """Which of the `size` frequencies, in the order of fftshift, the half-open band keeps: (size,) bool."""
     frequency = torch.arange(size, device=device) - size // 2
@@ -93,7 +98,7 @@ def _projection(size: int, cutoff: int, dtype: torch.dtype, device: torch.device
 def _filters(height: int, width: int, cutoff: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The two constant factors: rows (2h, h) with A_h and B_h interleaved row by row, columns (w, 2w) = [A_w, -B_w]."""
     # A matrix that is born in inference mode or under autocast would be no use to a later training step.
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), _no_autocast(device):
         real_h, imag_h = _projection(height, cutoff, dtype, device)
         real_w, imag_w = _projection(width, cutoff, dtype, device)
         return torch.stack((real_h, imag_h), 1).flatten(0, 1), torch.cat((real_w, -imag_w), 1)

@@ -8,4 +8,5 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed in this Python; type: make install && .venv/bin/python tools/pretrain.py", file=sys.stderr)
     sys.exit(2)
 
-run("pretrain")
+if __name__ == "__main__":  # worker processes import this file
+    run("pretrain")

@@ -63,9 +63,7 @@ class SegmentationMetrics:
     either. Where the truth is ignored there is no boundary on either side.
     """
 
-    def __init__(
-        self, classes: Sequence[str], *, ignore_index: int = IGNORE_INDEX, tolerance: float = 2.0
-    ) -> None:
+    def __init__(self, classes: Sequence[str], *, ignore_index: int = IGNORE_INDEX, tolerance: float = 2.0) -> None:
         self.classes = tuple(classes)
         self.ignore_index, self.tolerance = ignore_index, tolerance
         self.reset()

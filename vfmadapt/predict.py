@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt.device import choose_device
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
@@ -31,14 +32,15 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     info = raster_info(cfg.input)  # before the seconds that a model takes to load
 
     from vfmadapt.checkpoint import load
-    from vfmadapt.raster.predict import predict_raster, select_bands
+    from vfmadapt.raster.bands import select_bands
+    from vfmadapt.raster.predict import predict_raster
     from vfmadapt.raster.preview import write_preview
 
     model = load(cfg.adapter_file)
     output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
     bands = None if cfg.bands is None else [int(b) for b in cfg.bands]
     result = predict_raster(
-        model.to(_device(cfg.device)),
+        model.to(choose_device(cfg.device)),
         cfg.input,
         output,
         tile=cfg.tile,
@@ -61,10 +63,10 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
             shares=result.shares,
         )
     for name, share in result.shares.items():
-        logger.info("  %-16s %6.2f %%", name, 100 * share)
-    logger.info("map: %s", output)
+        log.info("  %-16s %6.2f %%", name, 100 * share)
+    log.info("map: %s", output)
     if preview is not None:
-        logger.info("preview: %s", preview)
+        log.info("preview: %s", preview)
     return {
         "map": str(output),
         "preview": None if preview is None else str(preview),
@@ -75,17 +77,3 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         "size": list(result.size),
         "seconds": result.seconds,
     }
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={name} is not usable here ({str(error).splitlines()[0]}); allowed: auto, cpu, cuda, cuda:0, mps"
-        ) from error
-    return name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +25,20 @@ def patchify(image: Tensor, patch: int) -> Tensor:
 class MaskedViT(nn.Module):
     """A plain timm VisionTransformer with one class token and its forward over a subset of patches.
 
-    The position embedding starts as sine-cosine on the grid of `img_size`; for other grids it is resized as timm does at inference.
+    Initialises `net`: Xavier weights, the position embedding sine-cosine on its own grid. For other grids it is resized as timm does at inference.
     """
 
-    def __init__(
-        self, *, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0
-    ) -> None:
-        from timm.models.vision_transformer import VisionTransformer
-
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.patch_size, self.embed_dim = patch_size, embed_dim
-        self.vit = VisionTransformer(
-            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
-            mlp_ratio=mlp_ratio, class_token=True, num_classes=0, global_pool="", dynamic_img_size=True,
-        )  # fmt: skip
-        cells = img_size // patch_size
+        self.vit: Any = net
+        self.patch_size, self.embed_dim = int(self.vit.patch_embed.patch_size[0]), int(self.vit.embed_dim)
         with torch.no_grad():
             self.vit.pos_embed.zero_()  # the class token's stays 0
-            self.vit.pos_embed[0, 1:] = sincos_positions(cells, cells, embed_dim)
+            self.vit.pos_embed[0, 1:] = sincos_positions(*self.vit.patch_embed.grid_size, self.embed_dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.view(embed_dim, -1))
+        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.view(self.embed_dim, -1))
 
     def forward(self, image: Tensor, keep: Tensor) -> Tensor:
         """Normalised image (B, 3, H, W) and patch indices (B, n) -> normed tokens (B, 1 + n, C), the class token first."""

@@ -26,10 +26,10 @@ from vfmadapt.raster.values import valid_pixels as valid_pixels
 class RasterInfo:
     """What a raster says about itself.
 
-    Per band, in the file's order: `band_names` (None where the file has none), `dtypes`, `nodata` (None where unset),
-    `scales`, `offsets`. `crs`, `transform` (affine.Affine), `gcps`, `gcps_crs` and `rpcs` are rasterio's objects;
-    `alpha` is the 1-based alpha band; `masked` tells whether a mask band covers the data set; `palette` is band 1's
-    colour map.
+    Per band, in the file's order: `band_names` (None where the file has none), `colours` (red, green, blue or None),
+    `dtypes`, `nodata` (None where unset), `scales`, `offsets`. `crs`, `transform` (affine.Affine), `gcps`, `gcps_crs`
+    and `rpcs` are rasterio's objects; `alpha` is the 1-based alpha band; `masked` tells whether a mask band covers the
+    data set; `palette` is band 1's colour map.
     """
 
     path: str
@@ -41,6 +41,7 @@ class RasterInfo:
     gcps_crs: Any
     rpcs: Any
     band_names: tuple[str | None, ...]
+    colours: tuple[str | None, ...]
     dtypes: tuple[str, ...]
     nodata: tuple[float | None, ...]
     scales: tuple[float, ...]
@@ -54,6 +55,11 @@ class RasterInfo:
     def data_bands(self) -> tuple[int, ...]:
         """1-based bands in order, without the alpha band."""
         return tuple(b for b in range(1, len(self.dtypes) + 1) if b != self.alpha)
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """Names of the data bands; a band without one goes by its colour."""
+        return tuple(self.band_names[b - 1] or self.colours[b - 1] for b in self.data_bands)
 
     @property
     def georeferenced(self) -> bool:
@@ -115,6 +121,8 @@ class Raster:
             known = ~holds(labels, info.nodata[0])
             if info.masked:
                 known &= self._dataset.read_masks(1, **kwargs) > 0
+            if info.alpha is not None:
+                known &= self._dataset.read(info.alpha, **kwargs) > 0
         return labels, known
 
     def _reduced(self, max_side: int) -> tuple[int, int]:
@@ -189,6 +197,7 @@ def _describe(dataset: Any, name: str) -> RasterInfo:
     ):
         raise UserError(f"{name} holds complex values; convert it to real bands (amplitude, decibel) first")
     alpha = [b for b, kind in enumerate(dataset.colorinterp, start=1) if kind == ColorInterp.alpha and b > 1]
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     flags = dataset.mask_flag_enums[0]
     gcps, gcps_crs = dataset.gcps
     return RasterInfo(
@@ -201,6 +210,7 @@ def _describe(dataset: Any, name: str) -> RasterInfo:
         gcps_crs=gcps_crs,
         rpcs=dataset.rpcs,
         band_names=tuple(d or None for d in dataset.descriptions),
+        colours=tuple(c.name if c in colours else None for c in dataset.colorinterp),
         dtypes=tuple(dataset.dtypes),
         nodata=tuple(dataset.nodatavals),
         scales=tuple(dataset.scales),

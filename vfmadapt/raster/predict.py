@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vfmadapt.contracts import DataSpec
 from vfmadapt.errors import UserError
+from vfmadapt.raster.bands import select_bands as select_bands
 from vfmadapt.raster.io import Raster, RasterInfo, open_raster
 from vfmadapt.raster.tiling import RowBlender, TileGrid, pad_to_tile
 from vfmadapt.raster.write import NODATA, label_writer
@@ -54,40 +55,6 @@ class PredictResult:
         """Share of each class among the pixels with data, 0..1."""
         total = max(sum(self.pixels.values()), 1)
         return {name: count / total for name, count in self.pixels.items()}
-
-
-def select_bands(info: RasterInfo, wanted: Sequence[str], bands: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Which bands of a raster a model reads, 1-based, in the model's order.
-
-    The user's `bands` if given; else by name, where the raster names all that the model wants; else all bands in order,
-    where their number is right. An alpha band counts only if the user lists it.
-
-    Raises:
-        UserError: the bands do not fit; the line says what the raster has and what the model wants.
-    """
-    count = len(info.dtypes)
-    wants = f"the model wants {len(wanted)} ({', '.join(wanted)})"
-    names = [info.band_names[b - 1] for b in info.data_bands]
-    has = f"{info.path} has {len(names)} band{'s' * (len(names) != 1)}"
-    has += f" ({', '.join(n or '?' for n in names)})" if any(names) else ""
-    has += f" and an alpha band, {info.alpha}" if info.alpha else ""
-    if bands is not None:
-        if len(bands) != len(wanted) or any(not 1 <= b <= count for b in bands):
-            raise UserError(
-                f"bands={list(bands)} does not fit: {has}, {wants}; list {len(wanted)} numbers from 1 to {count}"
-            )
-        return tuple(bands)
-    lower = {name.strip().lower(): b for name, b in zip(names, info.data_bands, strict=True) if name}
-    if all(w.lower() in lower for w in wanted):
-        return tuple(lower[w.lower()] for w in wanted)
-    if len(names) != len(wanted):
-        example = ",".join(str(1 + i % count) for i in range(len(wanted)))
-        raise UserError(
-            f"{has}, {wants}; choose them in the model's order, counted from 1, for instance bands=[{example}]"
-        )
-    if all(names):
-        logger.warning("%s, %s: the names differ, so the bands are taken in order", has, wants)
-    return info.data_bands
 
 
 def predict_raster(

@@ -49,7 +49,11 @@ class Augment:
         radiometric: float = 1.0,
         display: float = 0.5,
     ) -> None:
-        if crop < 1 or not 0 < scale[0] <= scale[1] or not (0 <= affine <= 1 and 0 <= display <= 1 and radiometric >= 0):
+        if (
+            crop < 1
+            or not 0 < scale[0] <= scale[1]
+            or not (0 <= affine <= 1 and 0 <= display <= 1 and radiometric >= 0)
+        ):
             raise UserError(
                 f"augment: crop={crop} scale={list(scale)} affine={affine} radiometric={radiometric} display={display}; "
                 "crop >= 1, 0 < scale low <= high, affine and display in 0..1, radiometric >= 0"

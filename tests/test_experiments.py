@@ -1,0 +1,64 @@
+"""Proof of coverage: one training step of every conf/experiment, and the page that is generated from them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vfmadapt
+from vfmadapt import train
+from vfmadapt.build import compose, names
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "trainer.max_steps=1",
+    "loader.batch_size=2",
+    "loader.crop=32",
+    "loader.steps_per_epoch=1",
+    "previews=1",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def tiny_data(entry: str, folder: Path) -> list[str]:
+    """Overrides that make a data entry tiny; an entry that needs no file of the user's needs none here."""
+    if entry == "clouds_synthetic":
+        return ["data.train=3", "data.val=1", "data.test=1", "data.size=64", "data.workers=1"]
+    if entry == "npz_stack":
+        rng = np.random.default_rng(0)
+        images = rng.normal(size=(16, 48, 40, 1)).astype(np.float32)
+        np.savez(folder / "stack.npz", ndvi=images, cloud=(images > 0).astype(np.uint8))
+        return [f"data.path={folder / 'stack.npz'}"]
+    if entry == "geotiff_folder":
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for kind, shape, top in (("images", (48, 40, 3), 255), ("masks", (48, 40), 2)):
+            (folder / kind).mkdir()
+            for i in range(12):
+                Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(folder / kind / f"{i}.png")
+        return [f"data.root={folder}", "data.classes=[off,on]", "data.val_fraction=0.3", "data.test_fraction=0.3"]
+    return []
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_one_step_of_every_experiment(experiment: str, tmp_path: Path) -> None:
+    chosen = compose("train", [f"experiment={experiment}"])
+    data = next(n for n in names("data") if chosen.data._target_.split(".")[-2] == n)
+    overrides = [f"experiment={experiment}", *SMALL, *tiny_data(data, tmp_path), f"data_root={tmp_path}", f"output={tmp_path / 'run'}"]
+    result = train.main(compose("train", overrides))
+    json.dumps(result)
+    assert result["steps"] == 1
+    assert result["miou"] is not None
+    model = vfmadapt.load(result["adapter_file"])
+    assert len(model.spec.bands) == model.backbone.spec.bands
+
+
+def test_coverage_page_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "docs_coverage.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,176 @@
+"""The tools train and evaluate, end to end on tiny settings."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
+
+import vfmadapt
+from vfmadapt import evaluate, train
+from vfmadapt.build import build_model, compose
+from vfmadapt.errors import UserError
+from vfmadapt.tasks.segmentation import SegmentationTask
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.normal(size=(16, 40, 56, 3)), (0, 4, 4, 0))
+    image = (0.4 + 0.2 * image / image.std()).astype(np.float32)
+    mask = (image.mean(-1) > 0.4).astype(np.uint8)
+    mask[:, :4] = 255
+    path = tmp_path_factory.mktemp("data") / "stack.npz"
+    np.savez(path, image=image, mask=mask)
+    return path
+
+
+def config(stack, output, *more, tool="train"):
+    tiny = [f"+backbone.settings.{k}={v}" for k, v in (("embed_dim", 32), ("depth", 2), ("num_heads", 2), ("patch_size", 8))]
+    model = ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.pretrained=false", *tiny, "adapter.dim=4"]
+    run = ["loader.crop=24", "loader.batch_size=2", "loader.steps_per_epoch=3", "trainer.max_steps=-1", "trainer.max_epochs=4"]
+    settings = ["trainer.accelerator=cpu", *model, *run] if tool == "train" else []
+    return compose(tool, ["data=npz_stack", f"data.path={stack}", f"output={output}", *settings, *more])
+
+
+@pytest.fixture(scope="module")
+def unbroken(stack, tmp_path_factory):
+    output = tmp_path_factory.mktemp("unbroken")
+    return train.main(config(stack, output))
+
+
+def last(run):
+    return torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)
+
+
+def test_result_and_files(unbroken, stack):
+    json.dumps(unbroken, allow_nan=False)
+    assert 0 <= unbroken["miou"] <= 1
+    assert set(unbroken["iou"]) == {"background", "foreground"}
+    run = vfmadapt.checkpoint.Path(unbroken["run"])
+    assert json.loads((run / "metrics.json").read_text()) == unbroken
+    assert len(unbroken["previews"]) == 4  # as many as there are test frames
+    assert all((run / "previews" / p.split("/")[-1]).is_file() for p in unbroken["previews"])
+    assert list((run / "tensorboard").rglob("events*"))
+    rows = list(csv.DictReader((run / "logs" / "version_0" / "metrics.csv").open()))
+    assert sum(bool(r["val/miou"]) for r in rows) == 4
+    assert unbroken["steps"] == 12
+    tensors = load_file(unbroken["adapter_file"])
+    assert sum(t.numel() for t in tensors.values()) >= unbroken["trainable"]
+    assert unbroken["adapter_bytes"] < 40_000  # the frozen tensors alone would be 100 kB
+
+
+def test_best_epoch_is_kept(unbroken):
+    best = torch.load(f"{unbroken['run']}/checkpoints/best.ckpt", weights_only=True)
+    saved = load_file(unbroken["adapter_file"])
+    assert saved.keys() == best["state_dict"].keys()
+    assert all(torch.equal(saved[k], v) for k, v in best["state_dict"].items())
+
+
+def with_dropout(cfg, spec):
+    """Dropout draws from torch's own generator: its state must be the same after a resume."""
+    model = build_model(cfg, spec)
+    model.head.classifier = torch.nn.Sequential(torch.nn.Dropout(0.5), model.head.classifier)
+    return model
+
+
+def test_resume_continues_exactly(stack, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build_model", with_dropout)
+    whole = train.main(config(stack, tmp_path / "whole"))
+    start_epoch = SegmentationTask.on_train_epoch_start
+
+    def interrupt(self):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        start_epoch(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SegmentationTask, "on_train_epoch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(config(stack, tmp_path / "broken"))
+    assert last(tmp_path / "broken")["global_step"] == 6
+    torch.manual_seed(99)
+    resumed = train.main(config(stack, tmp_path / "broken", "resume=true"))
+    one, other = last(whole["run"]), last(resumed["run"])
+    assert one["global_step"] == other["global_step"] == 12
+    assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
+    moments, others = (c["optimizer_states"][0]["state"] for c in (one, other))
+    assert all(torch.equal(moments[i][k], others[i][k]) for i in moments for k in moments[i])
+    assert {k: v for k, v in whole.items() if k in ("miou", "iou", "f1")} == {k: resumed[k] for k in ("miou", "iou", "f1")}
+
+
+def test_same_seed_same_bytes_other_seed_other(unbroken, stack, tmp_path):
+    again = train.main(config(stack, tmp_path / "again"))
+    one, other = load_file(unbroken["adapter_file"]), load_file(again["adapter_file"])
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert again["miou"] == unbroken["miou"]
+    different = load_file(train.main(config(stack, tmp_path / "other", "seed=1", "trainer.max_epochs=1"))["adapter_file"])
+    assert any(not torch.equal(one[k], different[k]) for k in one)
+
+
+def test_settings_of_the_trainer_are_reached(stack, tmp_path):
+    keys = ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "backbone.gradient_checkpointing=true", "head=fpn"]
+    result = train.main(config(stack, tmp_path, *keys, "early_stop=0", "trainer.max_epochs=50", "task.lr=1e-9", "previews=1"))
+    assert result["steps"] < 20  # a rate of 1e-9 improves nothing, so training ends early
+    assert len(result["previews"]) == 1
+
+
+def test_debug_preset_runs_one_batch(stack, tmp_path):
+    result = train.main(config(stack, tmp_path, "debug=fast"))
+    assert result["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["resume=true"], "last.ckpt"),
+        (["resume=/nowhere.ckpt"], "/nowhere.ckpt"),
+        (["trainer.precision=12"], "trainer"),
+        (["trainer.max_epochs=-1"], "max_steps"),
+        (["+trainer.horses=1"], "horses"),
+    ],
+)
+def test_errors_are_one_line(stack, tmp_path, keys, words):
+    with pytest.raises(UserError, match=words) as raised:
+        train.main(config(stack, tmp_path, *keys))
+    assert "\n" not in str(raised.value)
+
+
+def test_resume_with_another_model_is_refused(unbroken, stack, tmp_path):
+    checkpoint = f"{unbroken['run']}/checkpoints/last.ckpt"
+    with pytest.raises(UserError, match="does not fit"):
+        train.main(config(stack, tmp_path, f"resume={checkpoint}", "head=fpn"))
+
+
+def test_run_folder_by_task_and_adapter(stack):
+    cfg = config(stack, "null")
+    assert str(train.run_folder(cfg)) == "runs/train/cloudseg-earth"
+
+
+def test_evaluate_gives_what_training_gave(unbroken, stack, tmp_path):
+    result = evaluate.main(config(stack, tmp_path, f"adapter_file={unbroken['adapter_file']}", "device=cpu", tool="evaluate"))
+    for key in ("miou", "iou", "f1", "accuracy", "boundary_f1"):
+        assert result[key] == pytest.approx(unbroken[key])
+    assert result["images"] == 4
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    assert len(list((tmp_path / "previews").glob("*.png"))) == 4
+
+
+def test_evaluate_refuses_what_does_not_fit(unbroken, stack):
+    def run(*keys):
+        evaluate.main(config(stack, "null", "device=cpu", *keys, tool="evaluate"))
+
+    file = f"adapter_file={unbroken['adapter_file']}"
+    with pytest.raises(UserError, match="adapter_file"):
+        run()
+    with pytest.raises(UserError, match="no such"):
+        run("adapter_file=/nowhere.safetensors")
+    with pytest.raises(UserError, match="bands"):
+        run(file, "data.bands=[x,y,z]")
+    with pytest.raises(UserError, match="classes"):
+        run(file, "data.classes=[a,b]")
+    with pytest.raises(UserError, match="device"):
+        run(file, "device=horse")

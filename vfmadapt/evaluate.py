@@ -1,0 +1,91 @@
+"""The tool `evaluate`: an adapter file and labelled data in, metrics out."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vfmadapt.build import data_source
+from vfmadapt.device import choose_device
+from vfmadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from vfmadapt.contracts import DataSpec, Samples
+    from vfmadapt.model import AdaptedModel
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: "DictConfig") -> dict[str, Any]:
+    """Measure the model in `cfg.adapter_file` on a split of `cfg.data`; keys: conf/evaluate.yaml.
+
+    Returns:
+        What `SegmentationMetrics.compute` gives, "images", and "previews" (paths; with `cfg.output` only).
+
+    Raises:
+        UserError: no adapter file, or data whose bands or classes are not the model's.
+    """
+    if not cfg.adapter_file:
+        raise UserError(
+            "adapter_file= is missing; write evaluate adapter_file=adapter.safetensors data=geotiff_folder data.root=DIR"
+        )
+    from vfmadapt.checkpoint import load, read_header
+    from vfmadapt.metrics import as_table
+
+    read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
+    source = data_source(cfg)
+    source.prepare()
+    model = load(cfg.adapter_file).to(choose_device(cfg.device))
+    check_fit(model.spec, source.spec)
+    samples = source.split(cfg.split)
+    if len(samples) == 0:
+        raise UserError(f"{source.spec.name}: the {cfg.split} split holds no sample; choose another with split=")
+    result: dict[str, Any] = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
+    log.info("%s, %s split, %d images:\n%s", source.spec.name, cfg.split, len(samples), as_table(result))
+    result["images"] = len(samples)
+    result["previews"] = []
+    if cfg.output:
+        from vfmadapt.tasks.previews import evenly, write_previews
+
+        folder = Path(cfg.output)
+        pictures = write_previews(
+            model, samples, folder / "previews", indices=evenly(samples, cfg.previews), side=cfg.window
+        )
+        result["previews"] = [str(p) for p in pictures]
+        (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+        log.info("metrics and previews: %s", folder)
+    return result
+
+
+def measure(model: "AdaptedModel", samples: "Samples", *, side: int = 512, tolerance: float = 2.0) -> dict[str, Any]:
+    """Metrics of a model over samples of any sizes; larger images go by windows of `side` pixels."""
+    import torch
+
+    from vfmadapt.metrics import SegmentationMetrics
+    from vfmadapt.tasks.windows import whole_image
+
+    names, ignored = [c.name for c in model.spec.classes], model.spec.ignore_index
+    metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=tolerance)
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        for index in range(len(samples)):
+            sample = samples[index]
+            logits = whole_image(model, sample["image"][None].to(device), sample["valid"][None].to(device), side=side)
+            metrics.update(logits, sample["mask"][None].to(device))
+    return metrics.compute()
+
+
+def check_fit(model: "DataSpec", data: "DataSpec") -> None:
+    """Raise UserError unless the data have the model's bands and classes, in its order."""
+    if data.bands != model.bands:
+        raise UserError(
+            f"{data.name} has the bands {', '.join(data.bands)}; the model wants {', '.join(model.bands)}, in that order; set data.bands"
+        )
+    ours, theirs = ([c.name for c in s.classes] for s in (model, data))
+    if ours != theirs:
+        raise UserError(
+            f"{data.name} has the classes {', '.join(theirs)}; the model knows {', '.join(ours)}; set data.classes"
+        )

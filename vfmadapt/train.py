@@ -1,0 +1,204 @@
+"""The tool `train`: a config in; adapter file, metrics, logs and previews out."""
+
+import json
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vfmadapt.build import build_model, data_source, instantiate, plain
+from vfmadapt.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from omegaconf import DictConfig
+
+    from vfmadapt.tasks.data import SegmentationData
+    from vfmadapt.tasks.segmentation import SegmentationTask
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: "DictConfig") -> dict[str, Any]:
+    """Train adapter and head, measure them on the test split, and write everything into the run folder; keys: conf/train.yaml.
+
+    The weights kept are those of the epoch with the best mIoU on the val split.
+
+    Returns:
+        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`), "trainable" (parameters),
+        "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file", "previews".
+
+    Raises:
+        UserError: an impossible setting, nothing to resume from, a loss that is not finite.
+        KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
+    """
+    run = run_folder(cfg)
+    resumed = checkpoint_to_resume(cfg.resume, run)
+    source = data_source(cfg)
+    source.prepare()
+    from lightning.pytorch import seed_everything
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips: our own lines say what matters
+    seed_everything(cfg.seed, verbose=False)
+    model = build_model(cfg, source.spec)
+    task: SegmentationTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
+    data = make_data(cfg, source)
+    trainer = make_trainer(cfg, run)
+    trainable = sum(p.numel() for p in model.trainable_parameters())
+    frozen = sum(p.numel() for p in model.parameters()) - trainable
+    log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
+    start = time.perf_counter()
+    fit(trainer, task, data, resumed)
+    seconds = time.perf_counter() - start
+    _load_best(trainer, task)
+    result = {
+        **measure(trainer, task, data),
+        **_write(cfg, task, data, run),
+        "trainable": trainable,
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.global_step,
+        "run": str(run),
+    }
+    (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def run_folder(cfg: "DictConfig") -> Path:
+    """`cfg.output`, by default runs/train/TASK-ADAPTER (the adapter by the name of its module)."""
+    return Path(cfg.output or Path("runs") / "train" / f"{cfg.task.name}-{cfg.adapter._target_.split('.')[-2]}")
+
+
+def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
+    """The checkpoint that `resume` means: True for the run folder's last one, or a path; None for a fresh start."""
+    if resume is None or resume is False:
+        return None
+    path = run / "checkpoints" / "last.ckpt" if resume is True else Path(str(resume))
+    if not path.is_file():
+        raise UserError(
+            f"resume={str(resume).lower()}: there is no {path}; leave resume= out to start anew, or give output= or a .ckpt file"
+        )
+    return path
+
+
+def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
+    """Loaders and augmentation as `cfg.loader` and `cfg.augment` say."""
+    from vfmadapt.tasks.augment import Augment
+    from vfmadapt.tasks.data import SegmentationData
+
+    loader = plain(cfg.loader)
+    augment = Augment(crop=loader.pop("crop"), **plain(cfg.augment))
+    return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
+
+
+def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
+    """Lightning's trainer: `cfg.trainer` are its own settings; CSV and TensorBoard logs, checkpoints and progress bar are ours.
+
+    Raises:
+        UserError: settings that it refuses.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    settings = plain(cfg.trainer)
+    logs = [CSVLogger(run, name="logs"), TensorBoardLogger(run, name="tensorboard")]
+    try:
+        return Trainer(
+            **settings,
+            default_root_dir=run,
+            logger=logs,
+            callbacks=_callbacks(cfg, run),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # ours takes each process's share, so that every draw stays a function of the seed
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from vfmadapt.tasks.progress import ProgressBar
+
+    if cfg.trainer.get("fast_dev_run"):
+        return [ProgressBar()]
+    to = {"dirpath": run / "checkpoints", "enable_version_counter": False}
+    callbacks: list[Callback] = [
+        ProgressBar(),
+        ModelCheckpoint(**to, filename="best", monitor="val/miou", mode="max"),
+        ModelCheckpoint(**to, filename="last", save_on_train_epoch_end=True),
+    ]
+    if cfg.early_stop is not None:
+        callbacks.append(EarlyStopping("val/miou", mode="max", patience=cfg.early_stop))
+    return callbacks
+
+
+def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", resumed: Path | None) -> None:
+    """Train to the end, from the checkpoint `resumed` if given; nothing in it is unpickled but tensors and plain values."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with _quiet():
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C, after it has set SIGINT to be ignored
+            signal.signal(signal.SIGINT, on_interrupt)
+            last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            kept = (
+                f"{last} holds the last whole epoch, resume=true goes on from it"
+                if last.is_file()
+                else "no epoch was finished"
+            )
+            log.info("stopped at step %d; %s", trainer.global_step, kept)
+            raise KeyboardInterrupt from None
+
+
+def measure(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> dict[str, Any]:
+    """Metrics of the test split, also logged as a table."""
+    from vfmadapt.metrics import as_table
+
+    with _quiet():
+        trainer.test(task, datamodule=data, verbose=False)
+    log.info("test split of %s:\n%s", data.source.spec.name, as_table(task.results["test"]))
+    return task.results["test"]
+
+
+def _load_best(trainer: "Trainer", task: "SegmentationTask") -> None:
+    import torch
+
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best:
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        task.model.load_adapter_state(checkpoint["state_dict"])
+
+
+def _write(cfg: "DictConfig", task: "SegmentationTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
+    """Adapter file and previews of test images."""
+    from vfmadapt.checkpoint import save
+    from vfmadapt.tasks.previews import evenly, write_previews
+
+    file = save(run / "adapter.safetensors", task.model, training=plain(cfg))
+    samples = data.samples("test")
+    pictures = write_previews(
+        task.model, samples, run / "previews", indices=evenly(samples, cfg.previews), side=task.window
+    )
+    log.info("adapter file: %s (%.2f MB)\npreviews: %s", file, file.stat().st_size / 1e6, run / "previews")
+    return {"adapter_file": str(file), "adapter_bytes": file.stat().st_size, "previews": [str(p) for p in pictures]}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Lightning's advice that does not apply here, and its own use of deprecated calls."""
+    with warnings.catch_warnings():
+        for text in (
+            ".*does not have many workers.*",  # the cache makes up for them
+            ".*number of training batches.*",
+            ".*Checkpoint directory.*",  # resume and repeated runs write into the same folder on purpose
+            ".*in eval mode at the start of training.*",  # the frozen backbone
+            ".*treespec.*",
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield
