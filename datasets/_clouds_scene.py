@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from vfmadapt.datasets import _clouds_sky as sky
 from vfmadapt.datasets import _procedural as proc
 from vfmadapt.datasets._clouds_sensor import TRAIN_PRESETS, Preset, draw_sensor
-from vfmadapt.datasets._clouds_surface import BANDS, Sun, render_surface
+from vfmadapt.datasets._clouds_spectra import BANDS
+from vfmadapt.datasets._clouds_surface import Sun, render_surface
 from vfmadapt.datasets._procedural import Size
 
 VERSION = 1

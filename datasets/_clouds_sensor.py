@@ -56,24 +56,24 @@ TRAIN_PRESETS = (
     Preset("display", floor=((0.0, 0.25),) * 4, tone=(0.0, 0.9)),
     Preset(
         "flat",
-        haze=(0.02, 0.12),
-        white=(1.3, 4.5),
+        haze=(0.02, 0.10),
+        white=(1.5, 4.5),
         floor=((0.22, 0.44), (0.22, 0.42), (0.20, 0.40), (0.05, 0.30)),
-        tone=(-0.3, 0.4),
+        tone=(-0.2, 0.5),
     ),
     Preset(
         "cast_green",
-        haze=(0.02, 0.12),
-        floor=((0.25, 0.45), (0.25, 0.42), (0.18, 0.32), (0.10, 0.30)),
-        ceiling=((0.75, 1.0), (0.85, 1.0), (0.70, 1.0), (0.80, 1.0)),
+        haze=(0.02, 0.10),
+        floor=((0.25, 0.42), (0.25, 0.40), (0.18, 0.30), (0.10, 0.30)),
+        ceiling=((0.80, 1.0), (0.88, 1.0), (0.75, 1.0), (0.80, 1.0)),
         blur=(0.5, 1.5),
     ),
     Preset(
         "cast_blue",
-        haze=(0.02, 0.12),
-        white=(1.6, 7.0),
-        floor=((0.35, 0.58), (0.20, 0.38), (0.08, 0.30), (0.05, 0.30)),
-        ceiling=((0.72, 1.0), (0.70, 1.0), (0.60, 0.95), (0.70, 1.0)),
+        haze=(0.02, 0.10),
+        white=(1.6, 5.0),
+        floor=((0.35, 0.55), (0.20, 0.38), (0.08, 0.30), (0.05, 0.30)),
+        ceiling=((0.75, 1.0), (0.75, 1.0), (0.70, 1.0), (0.70, 1.0)),
         blur=(0.5, 1.6),
     ),
     Preset(
@@ -91,19 +91,19 @@ TRAIN_PRESETS = (
 
 TEST_PRESET = Preset(
     "test",
-    haze=(0.0, 0.10),
+    haze=(0.0, 0.08),
     path=(0.2, 1.0),
-    white=(1.4, 4.5),
-    floor=((0.02, 0.34), (0.04, 0.38), (0.08, 0.44), (0.02, 0.30)),
-    ceiling=((0.62, 0.92), (0.68, 1.0), (0.72, 1.0), (0.75, 1.0)),
-    tint=0.12,
-    tone=(-0.4, 0.9),
+    white=(1.5, 5.0),
+    floor=((0.02, 0.34), (0.04, 0.38), (0.08, 0.42), (0.02, 0.30)),
+    ceiling=((0.74, 0.94), (0.78, 1.0), (0.80, 1.0), (0.75, 1.0)),
+    tint=0.10,
+    tone=(0.0, 0.9),
     blur=(0.6, 1.1),
-    noise=(0.004, 0.014),
-    sharpen=(0.2, 0.8),
+    noise=(0.004, 0.012),
+    sharpen=(0.2, 0.7),
     levels=1024,
 )
-"""Sensor family of the test scenes only: warm, low in contrast, sharpened, noisier, 10 bits."""
+"""Sensor family of the test scenes only: a warm cast, sharpened, noisier, 10 bits."""
 
 # Path radiance as reflectance (Rayleigh: it falls with the fourth power of wavelength) and aerosol, per band.
 _PATH = np.asarray((0.11, 0.07, 0.04, 0.015, 0.0, 0.0), dtype=np.float32)[:, None, None]

@@ -16,18 +16,18 @@ from vfmadapt.datasets._procedural import Field, Size
 
 CLEAR, THICK, THIN, SHADOW, IGNORE = 0, 1, 2, 3, 255
 
-THIN_FROM = 0.055
+THIN_FROM = 0.06
 """Cloud reflectance at which a veil starts to be visible over ordinary ground: the border of clear and thin."""
 THICK_FROM = 0.30
 """Cloud reflectance at which the ground is hidden (tau about 6): the border of thin and thick."""
-SHADOW_FROM = 0.22
+SHADOW_FROM = 0.28
 """Share of the direct sunlight that must be missing for a shadow."""
 RIM_FROM = 0.14
 """Cloud reflectance from which the blurred rim of a thick cloud counts as part of it; below, nobody can say."""
 SMALLEST = 40
 """Pixels of the smallest region that is labelled by itself."""
-SEEN_FROM = 0.016
-"""Change of the stored value (of about 0..1) that an eye can just see: four grey levels of 255."""
+SEEN_FROM = 0.02
+"""Change of the stored value (of about 0..1) that an eye can just see: five grey levels of 255."""
 
 _TWO_STREAM = 0.075
 # Skylight as a share of the light on open ground, per band (Rayleigh): it lights the shadows.
@@ -71,7 +71,7 @@ def _wisps(rng: np.random.Generator, field: Field, strength: float) -> Field:
 def _cumulus(rng: np.random.Generator, size: Size) -> Field:
     outer, inner = _log_uniform(rng, 50, 300), rng.uniform(0, 2.5)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.12, 0.45), _log_uniform(rng, 7, 60), rng.uniform(0.8, 1.9))
+    return _grow(noise, rng.uniform(0.12, 0.45), _log_uniform(rng, 15, 60), rng.uniform(0.6, 1.3))
 
 
 def _streets(rng: np.random.Generator, size: Size) -> Field:
@@ -80,7 +80,7 @@ def _streets(rng: np.random.Generator, size: Size) -> Field:
     bend = proc.power_noise(rng, size, 2.5, outer=200) * np.float32(0.25 * spacing)
     rows = np.cos((v + bend) * np.float32(2 * np.pi / spacing) + np.float32(rng.uniform(0, 6)))
     noise = proc.power_noise(rng, size, 1.7, outer=spacing, anisotropy=2, angle=angle)
-    return _grow(noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 8, 50))
+    return _grow(noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 12, 50), 0.8)
 
 
 def _cellular(rng: np.random.Generator, size: Size) -> Field:
@@ -90,7 +90,7 @@ def _cellular(rng: np.random.Generator, size: Size) -> Field:
     noise = proc.power_noise(rng, size, 1.7, outer=scale)
     _, first, _ = proc.cells(rng, u + noise * np.float32(0.18 * scale), v * np.float32(rng.uniform(1, 1.6)), scale)
     deck = proc.power_noise(rng, size, 2.0, outer=250)
-    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.75), _log_uniform(rng, 10, 40))
+    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.75), _log_uniform(rng, 12, 40), 0.8)
 
 
 def _fractal(rng: np.random.Generator, size: Size) -> Field:
@@ -98,7 +98,7 @@ def _fractal(rng: np.random.Generator, size: Size) -> Field:
         rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 80, 400), inner=rng.uniform(0, 2)
     )
     torn = _wisps(rng, noise, rng.uniform(0, 8))
-    return _grow(torn, rng.uniform(0.2, 0.75), _log_uniform(rng, 8, 50), rng.uniform(0.9, 2.0))
+    return _grow(torn, rng.uniform(0.2, 0.75), _log_uniform(rng, 10, 50), rng.uniform(0.7, 1.6))
 
 
 def _ripples(rng: np.random.Generator, size: Size) -> Field:
@@ -106,21 +106,22 @@ def _ripples(rng: np.random.Generator, size: Size) -> Field:
     length, stretch, angle = _log_uniform(rng, 12, 26), rng.uniform(1, 3), rng.uniform(0, np.pi)
     blobs = proc.power_noise(rng, size, 3.0, outer=length, inner=length / 8, anisotropy=stretch, angle=angle)
     sheet = proc.power_noise(rng, size, 2.0, outer=200)
-    return _grow(sheet + np.float32(rng.uniform(0.3, 0.7)) * blobs, rng.uniform(0.2, 0.55), _log_uniform(rng, 6, 30))
+    peak = rng.uniform(2.5, 4.5) if rng.random() < 0.5 else _log_uniform(rng, 14, 30)  # all thin, or nearly all thick
+    return _grow(sheet + np.float32(rng.uniform(0.3, 0.7)) * blobs, rng.uniform(0.2, 0.55), peak, 0.7)
 
 
 def _cirrus(rng: np.random.Generator, size: Size) -> Field:
     outer, stretch, angle = _log_uniform(rng, 80, 250), _log_uniform(rng, 2, 10), rng.uniform(0, np.pi)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=1.0, anisotropy=stretch, angle=angle)
     torn = _wisps(rng, noise, rng.uniform(2, 14))
-    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 1.5, 6), rng.uniform(0.9, 1.4))
+    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 2, 4.5), rng.uniform(0.6, 1.0))
 
 
 def _veil(rng: np.random.Generator, size: Size) -> Field:
     """Fog and smooth stratus, half transparent."""
     outer, inner = _log_uniform(rng, 120, 400), rng.uniform(0, 4)
     noise = proc.power_noise(rng, size, rng.uniform(1.8, 2.5), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.25, 0.8), _log_uniform(rng, 2, 9), rng.uniform(0.7, 1.2))
+    return _grow(noise, rng.uniform(0.25, 0.7), _log_uniform(rng, 2, 4.5), rng.uniform(0.6, 1.0))
 
 
 def _plume(rng: np.random.Generator, size: Size) -> Field:
@@ -141,18 +142,18 @@ def _popcorn(rng: np.random.Generator, size: Size) -> Field:
     noise = proc.power_noise(rng, size, 2.2, outer=_log_uniform(rng, 20, 45), inner=1.5)
     where = proc.power_noise(rng, size, 2.0, outer=150)
     mixed = noise + np.float32(rng.uniform(0.2, 1.0)) * where
-    return _grow(mixed, rng.uniform(0.05, 0.22), _log_uniform(rng, 10, 60))
+    return _grow(mixed, rng.uniform(0.05, 0.22), _log_uniform(rng, 15, 60), 0.8)
 
 
 # regime: (function, weight, is it ice, lowest and highest shift of its shadow in pixels)
 REGIMES: Mapping[str, tuple[Regime, float, bool, tuple[float, float]]] = {
-    "cumulus": (_cumulus, 0.34, False, (14, 64)),
+    "cumulus": (_cumulus, 0.32, False, (14, 64)),
     "streets": (_streets, 0.10, False, (14, 45)),
     "cellular": (_cellular, 0.08, False, (10, 40)),
     "fractal": (_fractal, 0.16, False, (14, 70)),
     "ripples": (_ripples, 0.06, False, (15, 70)),
-    "cirrus": (_cirrus, 0.08, True, (40, 90)),
-    "veil": (_veil, 0.06, False, (5, 20)),
+    "cirrus": (_cirrus, 0.11, True, (40, 90)),
+    "veil": (_veil, 0.09, False, (5, 20)),
     "plume": (_plume, 0.10, False, (14, 60)),
     "overcast": (_overcast, 0.03, False, (8, 40)),
     "popcorn": (_popcorn, 0.08, False, (10, 30)),
@@ -173,7 +174,7 @@ def draw_layers(rng: np.random.Generator, size: Size, sun: Sun) -> list[Layer]:
     names = list(REGIMES)
     weights = np.asarray([REGIMES[name][1] for name in names])
     chosen = [names[rng.choice(len(names), p=weights / weights.sum())]]
-    if chosen[0] not in ("cirrus", "veil", "overcast") and rng.random() < 0.25:
+    if chosen[0] not in ("cirrus", "veil", "overcast") and rng.random() < 0.3:
         chosen.append("cirrus" if rng.random() < 0.6 else "veil")
     layers = []
     for name in chosen:
@@ -261,8 +262,8 @@ def label(sky: Sky, saturated: NDArray[np.bool_], seen_cloud: Field, seen_shadow
     rim = _rim(labels)
     labels[rim] = np.where(cloud[rim] > RIM_FROM, THICK, IGNORE)
     labels = proc.remove_specks(labels, 4, SMALLEST)
-    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.12) | ((np.abs(cloud / THICK_FROM - 1) < 0.03) & ~hidden)
-    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.10) & (cloud < THIN_FROM)
+    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.2) | ((np.abs(cloud / THICK_FROM - 1) < 0.08) & ~hidden)
+    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.3) & (cloud < THIN_FROM)
     doubt |= (labels == SHADOW) & (proc.blur(seen_shadow, 2.0) < SEEN_FROM)
     doubt |= ((labels == THIN) | (labels == THICK)) & (proc.blur(seen_cloud, 2.0) < SEEN_FROM)
     labels[doubt] = IGNORE

@@ -1,4 +1,4 @@
-"""Land covers of the procedural scenes: spectra of six bands, textures, relief, and how covers share a scene."""
+"""Land covers of the procedural scenes: textures, relief, and how covers share a scene."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,44 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.datasets import _procedural as proc
+from vfmadapt.datasets._clouds_spectra import BANDS, SPECTRA
 from vfmadapt.datasets._procedural import Field, Size
-
-BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
-
-# Typical surface reflectance, in the order of BANDS; each scene varies brightness and colour around them.
-SPECTRA: Mapping[str, tuple[float, ...]] = {
-    "forest": (0.028, 0.048, 0.032, 0.30, 0.14, 0.06),
-    "dark_forest": (0.018, 0.030, 0.020, 0.20, 0.08, 0.035),
-    "grass": (0.045, 0.085, 0.07, 0.32, 0.22, 0.12),
-    "dry_grass": (0.075, 0.115, 0.15, 0.27, 0.31, 0.21),
-    "crop": (0.040, 0.080, 0.045, 0.44, 0.20, 0.09),
-    "young_crop": (0.060, 0.100, 0.085, 0.32, 0.24, 0.15),
-    "stubble": (0.095, 0.14, 0.18, 0.29, 0.34, 0.26),
-    "soil": (0.080, 0.115, 0.155, 0.23, 0.31, 0.27),
-    "wet_soil": (0.050, 0.070, 0.090, 0.14, 0.16, 0.13),
-    "red_soil": (0.068, 0.110, 0.20, 0.29, 0.36, 0.31),
-    "sand": (0.13, 0.21, 0.30, 0.39, 0.48, 0.45),
-    "pale_sand": (0.22, 0.30, 0.37, 0.45, 0.52, 0.49),
-    "gravel": (0.11, 0.14, 0.17, 0.21, 0.26, 0.25),
-    "rock": (0.10, 0.13, 0.155, 0.20, 0.25, 0.23),
-    "brown_rock": (0.095, 0.14, 0.20, 0.26, 0.31, 0.29),
-    "dark_rock": (0.050, 0.060, 0.070, 0.09, 0.12, 0.11),
-    "deep_water": (0.040, 0.028, 0.014, 0.008, 0.004, 0.003),
-    "water": (0.055, 0.055, 0.035, 0.018, 0.008, 0.005),
-    "turbid_water": (0.075, 0.105, 0.095, 0.045, 0.012, 0.008),
-    "green_water": (0.035, 0.065, 0.032, 0.030, 0.010, 0.006),
-    "marsh": (0.036, 0.055, 0.045, 0.20, 0.10, 0.05),
-    "asphalt": (0.075, 0.085, 0.095, 0.12, 0.14, 0.13),
-    "concrete": (0.17, 0.20, 0.22, 0.26, 0.29, 0.27),
-    "bright_roof": (0.42, 0.45, 0.47, 0.50, 0.48, 0.44),
-    "red_roof": (0.10, 0.13, 0.24, 0.29, 0.31, 0.27),
-    "blue_roof": (0.30, 0.25, 0.17, 0.26, 0.24, 0.22),
-    "snow": (0.82, 0.82, 0.80, 0.72, 0.12, 0.08),
-    "old_snow": (0.58, 0.59, 0.57, 0.48, 0.09, 0.06),
-    "ice": (0.50, 0.50, 0.45, 0.32, 0.04, 0.03),
-    "salt": (0.42, 0.47, 0.50, 0.53, 0.46, 0.38),
-    "burnt": (0.035, 0.040, 0.047, 0.075, 0.13, 0.15),
-}
 
 
 @dataclass(frozen=True)

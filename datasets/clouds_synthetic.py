@@ -16,7 +16,7 @@ from vfmadapt.contracts import IGNORE_INDEX, ClassSpec, DataSpec, Sample, UserEr
 from vfmadapt.datasets._clouds_files import COLOURS, SPLITS, Job, scene_of, write_missing, write_scene
 from vfmadapt.datasets._clouds_scene import VERSION, Scene, render_scene
 from vfmadapt.datasets._clouds_sensor import TEST_PRESET, TRAIN_PRESETS, Preset
-from vfmadapt.datasets._clouds_surface import BANDS
+from vfmadapt.datasets._clouds_spectra import BANDS
 
 __all__ = [
     "BANDS",

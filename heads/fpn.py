@@ -38,14 +38,16 @@ class _Level(nn.Module):
 
 
 class FPNHead(Head):
-    """Pyramid from few blocks: deep ones keep the backbone's stride, the two earliest are upsampled to 1/2 and 1/4 of it.
+    """Pyramid from few blocks: the two earliest are upsampled to 1/4 and 1/2 of the stride, the deep ones keep it.
 
-    A plain ViT has one stride, so finer levels are made by transposed convolutions, as in ViTDet's simple pyramid (Li et al. 2022,
-    "Exploring Plain Vision Transformer Backbones for Object Detection", §3), but from early blocks, whose tokens still hold the detail
-    within a patch. Levels are added from deep to shallow (FPN, Lin et al. 2017), fused by one 3x3 convolution at the finest, and
-    classified there. A hierarchical backbone's own strides are kept as they are.
+    A plain ViT has one stride, so finer levels are made by transposed convolutions, as in ViTDet's simple pyramid
+    (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection", §3), but from early blocks,
+    whose tokens still hold the detail within a patch. Levels are added from deep to shallow (FPN, Lin et al. 2017),
+    fused by one 3x3 convolution at the finest, and classified there. A hierarchical backbone's own strides are kept
+    as they are.
 
-    `layers`: blocks to read, four evenly spaced by default; negative indices count from the end. `width`: channels of the pyramid.
+    `layers`: blocks to read, four evenly spaced by default; negative indices count from the end. `width`: channels
+    of the pyramid.
     """
 
     def __init__(
@@ -72,7 +74,8 @@ class FPNHead(Head):
         for (fine, scale), (_, coarse_scale) in reversed(list(pairwise(zip(maps, scales, strict=True)))):
             merged = fine + _upsample(merged, coarse_scale / scale, fine)
         logits = self.classifier(self.fuse(merged))
-        return to_image(logits, tuple(features.grids[0].shape[2:]), features.strides[0], size)
+        height, width = features.grids[0].shape[2:]
+        return to_image(logits, (height, width), features.strides[0], size)
 
 
 def _upsample(coarse: Tensor, factor: float, like: Tensor) -> Tensor:

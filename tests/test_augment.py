@@ -13,9 +13,17 @@ PLAIN = {"scale": (1, 1), "flips": False, "affine": 0, "radiometric": 0, "displa
 
 def make_sample(height=40, width=56, bands=3, value=None):
     g = torch.Generator().manual_seed(0)
-    image = torch.rand(bands, height, width, generator=g) if value is None else torch.full((bands, height, width), value)
+    image = (
+        torch.rand(bands, height, width, generator=g) if value is None else torch.full((bands, height, width), value)
+    )
     mask = torch.randint(0, 4, (height, width), generator=g)
-    return {"image": image, "mask": mask, "valid": torch.ones(height, width, dtype=torch.bool), "id": "a", "bands": ("x",) * bands}
+    return {
+        "image": image,
+        "mask": mask,
+        "valid": torch.ones(height, width, dtype=torch.bool),
+        "id": "a",
+        "bands": ("x",) * bands,
+    }
 
 
 def draw(augment, sample, seed=0):
@@ -64,9 +72,13 @@ def test_without_any_change_a_window_is_cut():
 
 
 def test_image_mask_and_validity_move_together():
-    """The image holds the label of each pixel and 0 where not valid: after any geometry it must still agree with the mask."""
+    """The image holds each pixel's label and 0 where not valid: after any geometry both must agree."""
     sample = make_sample(64, 64, 1)
-    coarse = torch.randint(1, 4, (8, 8), generator=torch.Generator().manual_seed(1)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    coarse = (
+        torch.randint(1, 4, (8, 8), generator=torch.Generator().manual_seed(1))
+        .repeat_interleave(8, 0)
+        .repeat_interleave(8, 1)
+    )
     sample["mask"], sample["valid"][:, 40:] = coarse.clone(), False
     sample["mask"][:, 40:] = 255
     sample["image"] = (coarse * sample["valid"])[None].float()
@@ -86,7 +98,10 @@ def test_image_mask_and_validity_move_together():
 def test_all_orientations_and_scales_occur():
     sample = make_sample(32, 32, 1, 0.0)
     sample["image"][0, :16, :4] = 1
-    corners = {tuple(draw(Augment(crop=32, **{**PLAIN, "flips": True}), sample, s)["image"][0, ::31, ::31].flatten().tolist()) for s in range(40)}
+    corners = {
+        tuple(draw(Augment(crop=32, **{**PLAIN, "flips": True}), sample, s)["image"][0, ::31, ::31].flatten().tolist())
+        for s in range(40)
+    }
     assert len(corners) == 4  # a bar at each of the four corners; each twice, along either side
     striped = make_sample(256, 256, 1, 0.0)
     striped["image"][0, :, ::2] = 1
@@ -142,7 +157,9 @@ def test_draws_of_different_transforms_are_not_linked():
     assert 10 < sum(turned) < 50
 
 
-@pytest.mark.parametrize("wrong", [{"crop": 0}, {"scale": (2, 1)}, {"scale": (0, 1)}, {"affine": 2}, {"radiometric": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"crop": 0}, {"scale": (2, 1)}, {"scale": (0, 1)}, {"affine": 2}, {"radiometric": -1}]
+)
 def test_impossible_settings(wrong):
     with pytest.raises(UserError, match="augment"):
         Augment(**{"crop": 8, **wrong})

@@ -14,7 +14,8 @@ from vfmadapt.datasets import _clouds_sky as sky
 from vfmadapt.datasets import _procedural as proc
 from vfmadapt.datasets._clouds_scene import render_scene
 from vfmadapt.datasets._clouds_sensor import TEST_PRESET, TRAIN_PRESETS
-from vfmadapt.datasets._clouds_surface import BANDS, Sun
+from vfmadapt.datasets._clouds_spectra import BANDS
+from vfmadapt.datasets._clouds_surface import Sun
 from vfmadapt.datasets.clouds_synthetic import CLASSES, CloudsSynthetic, scene_of, write_scene
 
 SIZE = 96

@@ -24,7 +24,9 @@ def make_features(spec, layers, size, batch=2):
         torch.randn(batch, spec.dims[i], -(-size[0] // spec.strides[i]), -(-size[1] // spec.strides[i]), generator=g)
         for i in layers
     )
-    return Features(grids, tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(layers), tuple(spec.strides[i] for i in layers))
+    return Features(
+        grids, tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(layers), tuple(spec.strides[i] for i in layers)
+    )
 
 
 SPECS = {
@@ -68,7 +70,7 @@ def test_spread_is_even_and_ends_at_the_last_block():
 
 
 def test_fpn_is_finer_than_the_patch():
-    """Two cells of 8 pixels whose earliest level differs within the cell only in channels: the output varies within the cell."""
+    """Detail within a cell of 8 pixels lies in the channels alone: the output must vary within the cell."""
     spec = make_spec()
     head = FPNHead(spec, num_classes=2)
     assert head.doublings == (2, 1, 0, 0)

@@ -29,9 +29,17 @@ def stack(tmp_path_factory):
 
 
 def config(stack, output, *more, tool="train"):
-    tiny = [f"+backbone.settings.{k}={v}" for k, v in (("embed_dim", 32), ("depth", 2), ("num_heads", 2), ("patch_size", 8))]
+    tiny = [
+        f"+backbone.settings.{k}={v}" for k, v in (("embed_dim", 32), ("depth", 2), ("num_heads", 2), ("patch_size", 8))
+    ]
     model = ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.pretrained=false", *tiny, "adapter.dim=4"]
-    run = ["loader.crop=24", "loader.batch_size=2", "loader.steps_per_epoch=3", "trainer.max_steps=-1", "trainer.max_epochs=4"]
+    run = [
+        "loader.crop=24",
+        "loader.batch_size=2",
+        "loader.steps_per_epoch=3",
+        "trainer.max_steps=-1",
+        "trainer.max_epochs=4",
+    ]
     settings = ["trainer.accelerator=cpu", *model, *run] if tool == "train" else []
     return compose(tool, ["data=npz_stack", f"data.path={stack}", f"output={output}", *settings, *more])
 
@@ -99,7 +107,9 @@ def test_resume_continues_exactly(stack, tmp_path, monkeypatch):
     assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())
     moments, others = (c["optimizer_states"][0]["state"] for c in (one, other))
     assert all(torch.equal(moments[i][k], others[i][k]) for i in moments for k in moments[i])
-    assert {k: v for k, v in whole.items() if k in ("miou", "iou", "f1")} == {k: resumed[k] for k in ("miou", "iou", "f1")}
+    assert {k: v for k, v in whole.items() if k in ("miou", "iou", "f1")} == {
+        k: resumed[k] for k in ("miou", "iou", "f1")
+    }
 
 
 def test_same_seed_same_bytes_other_seed_other(unbroken, stack, tmp_path):
@@ -107,13 +117,22 @@ def test_same_seed_same_bytes_other_seed_other(unbroken, stack, tmp_path):
     one, other = load_file(unbroken["adapter_file"]), load_file(again["adapter_file"])
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert again["miou"] == unbroken["miou"]
-    different = load_file(train.main(config(stack, tmp_path / "other", "seed=1", "trainer.max_epochs=1"))["adapter_file"])
+    different = load_file(
+        train.main(config(stack, tmp_path / "other", "seed=1", "trainer.max_epochs=1"))["adapter_file"]
+    )
     assert any(not torch.equal(one[k], different[k]) for k in one)
 
 
 def test_settings_of_the_trainer_are_reached(stack, tmp_path):
-    keys = ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "backbone.gradient_checkpointing=true", "head=fpn"]
-    result = train.main(config(stack, tmp_path, *keys, "early_stop=0", "trainer.max_epochs=50", "task.lr=1e-9", "previews=1"))
+    keys = [
+        "trainer.precision=bf16-mixed",
+        "trainer.accumulate_grad_batches=2",
+        "backbone.gradient_checkpointing=true",
+        "head=fpn",
+    ]
+    result = train.main(
+        config(stack, tmp_path, *keys, "early_stop=0", "trainer.max_epochs=50", "task.lr=1e-9", "previews=1")
+    )
     assert result["steps"] < 20  # a rate of 1e-9 improves nothing, so training ends early
     assert len(result["previews"]) == 1
 
@@ -151,7 +170,9 @@ def test_run_folder_by_task_and_adapter(stack):
 
 
 def test_evaluate_gives_what_training_gave(unbroken, stack, tmp_path):
-    result = evaluate.main(config(stack, tmp_path, f"adapter_file={unbroken['adapter_file']}", "device=cpu", tool="evaluate"))
+    result = evaluate.main(
+        config(stack, tmp_path, f"adapter_file={unbroken['adapter_file']}", "device=cpu", tool="evaluate")
+    )
     for key in ("miou", "iou", "f1", "accuracy", "boundary_f1"):
         assert result[key] == pytest.approx(unbroken[key])
     assert result["images"] == 4

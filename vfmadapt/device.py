@@ -4,7 +4,7 @@ from vfmadapt.errors import UserError
 
 
 def choose_device(name: str) -> str:
-    """ "auto" -> "cuda" where there is a GPU, else "cpu"; any other name is checked and given back.
+    """The name "auto" gives "cuda" where there is a GPU, else "cpu"; any other is checked and given back.
 
     Raises:
         UserError: the device does not exist here.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,13 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """
     if not cfg.adapter_file:
         raise UserError(
-            "adapter_file= is missing; write evaluate adapter_file=adapter.safetensors data=geotiff_folder data.root=DIR"
+            "adapter_file= is missing; write evaluate adapter_file=FILE.safetensors data=geotiff_folder data.root=DIR"
         )
     from vfmadapt.checkpoint import load, read_header
     from vfmadapt.metrics import as_table
 
-    read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
-    source = data_source(cfg)
+    header = read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
+    source = data_source(as_trained(cfg, header["data"]))
     source.prepare()
     model = load(cfg.adapter_file).to(choose_device(cfg.device))
     check_fit(model.spec, source.spec)
@@ -57,6 +58,15 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         log.info("metrics and previews: %s", folder)
     return result
+
+
+def as_trained(cfg: "DictConfig", data: Mapping[str, Any] | None) -> "DictConfig":
+    """The config with the model's bands and classes where `data.bands` and `data.classes` are null."""
+    cfg = cfg.copy()
+    for key in ("bands", "classes"):
+        if data is not None and key in cfg.data and cfg.data[key] is None:
+            cfg.data[key] = data[key]
+    return cfg
 
 
 def measure(model: "AdaptedModel", samples: "Samples", *, side: int = 512, tolerance: float = 2.0) -> dict[str, Any]:
@@ -82,7 +92,8 @@ def check_fit(model: "DataSpec", data: "DataSpec") -> None:
     """Raise UserError unless the data have the model's bands and classes, in its order."""
     if data.bands != model.bands:
         raise UserError(
-            f"{data.name} has the bands {', '.join(data.bands)}; the model wants {', '.join(model.bands)}, in that order; set data.bands"
+            f"{data.name} has the bands {', '.join(data.bands)}; the model wants {', '.join(model.bands)}, "
+            "in that order; set data.bands"
         )
     ours, theirs = ([c.name for c in s.classes] for s in (model, data))
     if ours != theirs:

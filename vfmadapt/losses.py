@@ -10,7 +10,7 @@ from vfmadapt.contracts import IGNORE_INDEX
 
 
 def _without_ignored(logits: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Logits in float32 with 0 in ignored pixels (so that not even a NaN there can spread), and the pixels that count."""
+    """Logits in float32, 0 in ignored pixels (so that not even a NaN there can spread), and the pixels that count."""
     counted = mask != ignore_index
     return logits.float().masked_fill(~counted.unsqueeze(1), 0.0), counted
 
@@ -20,8 +20,8 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy, averaged over the counted pixels by their class weights.
 
-    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W), `weight` (K,) -> scalar. A batch without a counted pixel gives 0, with a
-    gradient of 0 (torch's own mean reduction gives NaN).
+    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W), `weight` (K,) -> scalar. A batch without a counted pixel
+    gives 0, with a gradient of 0 (torch's own mean reduction gives NaN).
     """
     logits, counted = _without_ignored(logits, mask, ignore_index)
     total = F.cross_entropy(logits, mask, weight=weight, ignore_index=ignore_index, reduction="sum")
@@ -32,8 +32,8 @@ def cross_entropy(
 def dice(logits: Tensor, mask: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Soft multi-class Dice loss, 1 - mean over classes of 2 sum(p t) / (sum(p) + sum(t)), sums over the whole batch.
 
-    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W) -> scalar. The mean is over the classes that the batch's labels hold: an
-    absent class would add a constant 1. A batch without a counted pixel gives 0, with a gradient of 0.
+    Shapes: `logits` (B, K, H, W), `mask` int64 (B, H, W) -> scalar. The mean is over the classes that the batch's
+    labels hold: an absent class would add a constant 1. A batch without a counted pixel gives 0, with a gradient of 0.
     """
     logits, counted = _without_ignored(logits, mask, ignore_index)
     truth = F.one_hot(mask.masked_fill(~counted, 0), logits.shape[1]).movedim(-1, 1) * counted.unsqueeze(1)
@@ -64,7 +64,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Logits (B, K, H, W) and mask (B, H, W) -> {"loss": the sum, "ce", "dice"}, each a scalar before its weight."""
+        """Logits (B, K, H, W) and mask (B, H, W) -> {"loss": the sum, "ce", "dice": each before its weight}."""
         ce = cross_entropy(logits, mask, weight=self.class_weights, ignore_index=self.ignore_index)
         overlap = dice(logits, mask, ignore_index=self.ignore_index)
         return {"loss": self.ce_weight * ce + self.dice_weight * overlap, "ce": ce.detach(), "dice": overlap.detach()}
@@ -73,8 +73,8 @@ class SegmentationLoss(nn.Module):
 def class_weights(pixels: Sequence[int], *, cap: float = 4.0) -> list[float]:
     """Weights by inverse square root of frequency, sqrt(median / pixels), clamped to [1 / cap, cap].
 
-    `pixels`: counted pixels per class. The square root is the usual middle between no weights and full balancing, which over-predicts
-    rare classes. A class without pixels gets 1.
+    `pixels`: counted pixels per class. The square root is the usual middle between no weights and full balancing,
+    which over-predicts rare classes. A class without pixels gets 1.
     """
     seen = torch.tensor([float(p) for p in pixels])
     if not bool((seen > 0).any()):

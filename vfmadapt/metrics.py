@@ -34,7 +34,7 @@ def boundaries(labels: Tensor, counted: Tensor) -> Tensor:
 
 
 def within(points: Tensor, radius: float) -> Tensor:
-    """Bool (B, K, H, W) -> bool: pixels whose Euclidean distance to a point of the same map is at most `radius` pixels."""
+    """Bool (B, K, H, W) -> bool: pixels at most `radius` pixels (Euclidean) from a point of the same map."""
     reach = int(radius)
     if reach == 0:
         return points
@@ -58,9 +58,9 @@ class SegmentationMetrics:
 
     IoU and F1 of a class that neither truth nor prediction holds are undefined (None) and left out of the means.
 
-    Boundary F1 of a class: its boundary pixels (`boundaries`) in the prediction that lie within `tolerance` pixels (Euclidean) of one
-    in the truth give the precision, the reverse the recall, both over the whole set; the mean is over classes that have a boundary in
-    either. Where the truth is ignored there is no boundary on either side.
+    Boundary F1 of a class: its boundary pixels (`boundaries`) in the prediction that lie within `tolerance` pixels
+    (Euclidean) of one in the truth give the precision, the reverse the recall, both over the whole set; the mean is
+    over classes that have a boundary in either. Where the truth is ignored there is no boundary on either side.
     """
 
     def __init__(self, classes: Sequence[str], *, ignore_index: int = IGNORE_INDEX, tolerance: float = 2.0) -> None:
@@ -72,7 +72,7 @@ class SegmentationMetrics:
         """Forget everything that was counted."""
         count = len(self.classes)
         self.confusion = torch.zeros(count, count, dtype=torch.int64)
-        # per class: boundary pixels predicted, those near the truth, boundary pixels of the truth, those near a predicted one
+        # per class: boundary pixels predicted, those of them near the truth, boundary pixels of the truth, those near
         self.boundary = torch.zeros(4, count, dtype=torch.int64)
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
@@ -101,7 +101,7 @@ class SegmentationMetrics:
                 setattr(self, name, counts.cpu())
 
     def compute(self) -> dict[str, Any]:
-        """Everything counted so far -> {"miou", "accuracy", "mean_f1", "boundary_f1", "iou": {class: value}, "f1": {class: value}}.
+        """All counted so far: "miou", "accuracy", "mean_f1", "boundary_f1", "iou" and "f1" (both {class: value}).
 
         Values lie in 0..1; None where undefined (no pixel counted, or an absent class).
         """

@@ -24,13 +24,14 @@ log = logging.getLogger(__name__)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Train adapter and head, measure them on the test split, and write everything into the run folder; keys: conf/train.yaml.
+    """Train adapter and head, measure them on the test split, and write everything into the run folder.
 
-    The weights kept are those of the epoch with the best mIoU on the val split.
+    The keys are those of conf/train.yaml. The weights kept are those of the epoch with the best mIoU on the val split.
 
     Returns:
-        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`), "trainable" (parameters),
-        "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file", "previews".
+        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`),
+        "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
+        "previews".
 
     Raises:
         UserError: an impossible setting, nothing to resume from, a loss that is not finite.
@@ -79,7 +80,8 @@ def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
     path = run / "checkpoints" / "last.ckpt" if resume is True else Path(str(resume))
     if not path.is_file():
         raise UserError(
-            f"resume={str(resume).lower()}: there is no {path}; leave resume= out to start anew, or give output= or a .ckpt file"
+            f"resume={str(resume).lower()}: there is no {path}; leave resume= out to start anew, "
+            "or give output= or a .ckpt file"
         )
     return path
 
@@ -95,7 +97,7 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
 
 
 def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
-    """Lightning's trainer: `cfg.trainer` are its own settings; CSV and TensorBoard logs, checkpoints and progress bar are ours.
+    """Lightning's trainer with the settings `cfg.trainer`, CSV and TensorBoard logs, checkpoints and a progress bar.
 
     Raises:
         UserError: settings that it refuses.
@@ -114,7 +116,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
             callbacks=_callbacks(cfg, run),
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            use_distributed_sampler=False,  # ours takes each process's share, so that every draw stays a function of the seed
+            use_distributed_sampler=False,  # ours takes each process's share itself
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
@@ -127,7 +129,7 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
 
     if cfg.trainer.get("fast_dev_run"):
         return [ProgressBar()]
-    to = {"dirpath": run / "checkpoints", "enable_version_counter": False}
+    to: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
         ModelCheckpoint(**to, filename="best", monitor="val/miou", mode="max"),
@@ -139,7 +141,7 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
 
 
 def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", resumed: Path | None) -> None:
-    """Train to the end, from the checkpoint `resumed` if given; nothing in it is unpickled but tensors and plain values."""
+    """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
         try:

@@ -1,6 +1,7 @@
 """Augmentation of training samples: the only module that knows albumentations.
 
-Every draw comes from the generator that the caller passes, so a sample's augmentation is a function of (seed, epoch, sample id).
+Every draw comes from the generator that the caller passes, so a sample's augmentation is a function of (seed, epoch,
+sample id).
 """
 
 import os
@@ -23,12 +24,14 @@ class Augment:
     """Random window, scale, orientation and radiometry for samples of any number of bands.
 
     Geometry acts on image, mask and validity alike: masks by nearest neighbour, pixels from outside the image become
-    image 0, mask `IGNORE_INDEX`, not valid. The image is resampled together with its validity, so nodata never bleeds in.
+    image 0, mask `IGNORE_INDEX`, not valid. The image is resampled together with its validity, so nodata never
+    bleeds in.
 
-    Radiometry acts on the image in sensor units and makes a model hold on other sensors and products than those of the training set:
-    `radiometric` scales random gain (0.6 to 1.6), gamma, haze, per-band casts, noise and blur; `display` is the share of samples
-    turned into what 8-bit pictures hold: raised black level, strong gamma, colour cast, saturation at 1 and 256 grey levels. For data
-    that are not reflectances (an index of -1..1, say) set both to 0.
+    Radiometry acts on the image in sensor units and makes a model hold on other sensors and products than those of
+    the training set: `radiometric` scales random gain (0.6 to 1.6), gamma, haze, per-band casts, noise and blur;
+    `display` is the share of samples turned into what 8-bit pictures hold: raised black level, strong gamma, colour
+    cast, saturation at 1 and 256 grey levels. For data that are not reflectances (an index of -1..1, say) set both
+    to 0.
 
     Args:
         crop: side of the window given back, in pixels.
@@ -55,7 +58,7 @@ class Augment:
             or not (0 <= affine <= 1 and 0 <= display <= 1 and radiometric >= 0)
         ):
             raise UserError(
-                f"augment: crop={crop} scale={list(scale)} affine={affine} radiometric={radiometric} display={display}; "
+                f"augment: crop={crop} scale={[*scale]} affine={affine} radiometric={radiometric} display={display}; "
                 "crop >= 1, 0 < scale low <= high, affine and display in 0..1, radiometric >= 0"
             )
         self.crop, self.scale = crop, (float(scale[0]), float(scale[1]))
@@ -83,7 +86,7 @@ class Augment:
     def _window(
         self, image: Floats, valid: NDArray[np.bool_], mask: NDArray[Any], rng: np.random.Generator
     ) -> tuple[Floats, NDArray[np.bool_], NDArray[Any]]:
-        """A random square (H, W, C), whose side sets the scale; an image smaller than the window is filled up as not valid."""
+        """A random square (H, W, C), whose side sets the scale; what a small image lacks is filled up as not valid."""
         height, width = mask.shape
         side = round(self.crop / np.exp(rng.uniform(*np.log(self.scale))))
         side = max(1, min(side, max(min(height, width), self.crop)))
@@ -106,7 +109,7 @@ class Augment:
     ) -> tuple[Floats, NDArray[np.bool_], NDArray[Any]]:
         """The window, resized and turned; the image comes back as (C, H, W)."""
         weight = valid[..., None].astype(np.float32)
-        # one generator for all transforms: Compose.set_random_seed would give each the same seed, so their draws would be linked
+        # one generator for all: Compose.set_random_seed would give each transform the same seed and so link their draws
         self._geometry.set_random_state(rng, random.Random(int(rng.integers(2**62))))
         out = self._geometry(image=np.concatenate([image * weight, weight], -1), mask=mask.astype(np.uint8))
         bands = np.ascontiguousarray(out["image"].transpose(2, 0, 1))
@@ -134,7 +137,8 @@ def _geometry(crop: int, *, flips: bool, affine: float, blur: float) -> Any:
 def jitter(image: Floats, rng: np.random.Generator, strength: float = 1.0) -> Floats:
     """Change an image (C, H, W) of reflectances as another sensor, atmosphere or product would.
 
-    y = gain x cast_c x |x|^gamma (with the sign of x) + haze + offset_c + noise; all ranges shrink to nothing with `strength`.
+    y = gain x cast_c x |x|^gamma (with the sign of x) + haze + offset_c + noise; all ranges shrink to nothing with
+    `strength`.
     """
     per_band = (len(image), 1, 1)
     gain = np.exp(strength * rng.uniform(np.log(0.6), np.log(1.6)))
@@ -154,7 +158,8 @@ def jitter(image: Floats, rng: np.random.Generator, strength: float = 1.0) -> Fl
 def to_display(image: Floats, rng: np.random.Generator) -> Floats:
     """Reflectances (C, H, W) -> what an 8-bit picture of them holds, k/255 in 0..1.
 
-    Products on the web show dark land at grey levels of 0.1 to 0.4, compress it by gamma, tint it, and let bright clouds saturate.
+    Products on the web show dark land at grey levels of 0.1 to 0.4, compress it by gamma, tint it, and let bright
+    clouds saturate.
     """
     per_band = (len(image), 1, 1)
     white = rng.uniform(0.5, 1.1)
@@ -166,7 +171,9 @@ def to_display(image: Floats, rng: np.random.Generator) -> Floats:
     out += black.astype(np.float32)
     np.clip(out, 0, 1, out=out)
     out *= 255
-    return np.rint(out, out=out) / np.float32(255)
+    np.rint(out, out=out)
+    out /= 255
+    return out
 
 
 def _power(image: Floats, exponent: float) -> Floats:

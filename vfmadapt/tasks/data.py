@@ -1,4 +1,7 @@
-"""Loaders over a data source. Which samples, in which order and how augmented is a function of (seed, epoch, sample id) alone."""
+"""Loaders over a data source.
+
+Which samples come, in which order and how augmented, is a function of (seed, epoch, sample id) alone.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,7 +24,7 @@ WEIGHED_SAMPLES = 512
 class Draw(NamedTuple):
     """A sample to be given in an epoch: its index, the epoch, and the how-manieth pass over the data this is."""
 
-    index: int
+    sample: int
     epoch: int
     turn: int
 
@@ -34,7 +37,8 @@ def draw_generator(seed: int, epoch: int, turn: int, sample_id: str) -> np.rando
 class EpochSampler(Sampler[Draw]):
     """A permutation of the samples per epoch, or more or less of it where an epoch is a fixed number of draws.
 
-    The epoch travels with every index, so worker processes need no state. In a distributed run each process takes its share.
+    The epoch travels with every index, so worker processes need no state. In a distributed run each process takes
+    its share.
     """
 
     def __init__(self, samples: int, *, draws: int | None = None, seed: int = 0) -> None:
@@ -97,13 +101,13 @@ class _Augmented(Dataset[Sample]):
         self.samples, self.augment, self.seed = samples, augment, seed
 
     def __getitem__(self, draw: Draw) -> Sample:
-        sample = self.samples[draw.index]
+        sample = self.samples[draw.sample]
         return self.augment(sample, draw_generator(self.seed, draw.epoch, draw.turn, sample["id"]))
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Samples of one size -> {"image" (B, C, H, W), "mask" (B, H, W), "valid" (B, H, W), "id": list}."""
-    batch: dict[str, Any] = {k: torch.stack([s[k] for s in samples]) for k in ("image", "mask", "valid")}  # type: ignore[literal-required]
+    batch: dict[str, Any] = {k: torch.stack([s[k] for s in samples]) for k in ("image", "mask", "valid")}
     return batch | {"id": [s["id"] for s in samples]}
 
 
@@ -112,8 +116,8 @@ class SegmentationData(LightningDataModule):
 
     Args:
         source: gives spec and splits; prepared by the caller.
-        augment: applied to training samples only; val and test samples come whole, one by one, since their sizes may differ.
-        batch_size: training windows per step and process.
+        augment: applied to training samples only; val and test samples come whole, one by one, since their sizes may
+        differ. batch_size: training windows per step and process.
         steps_per_epoch: batches of an epoch; None: one pass over the data.
         num_workers: processes that load; 0 is right where the samples fit into the cache.
         cache_mb: memory for samples already read, in MiB per split and process; 0 for none.
@@ -151,7 +155,7 @@ class SegmentationData(LightningDataModule):
             samples = self.source.split(split)
             if len(samples) == 0:
                 raise UserError(
-                    f"{self.source.spec.name}: the {split} split holds no sample; look at the folder and the split's settings"
+                    f"{self.source.spec.name}: the {split} split holds no sample; look at the folder and data.*"
                 )
             self._splits[split] = CachedSamples(samples, limit=self._limit)
         return self._splits[split]
@@ -195,7 +199,9 @@ class SegmentationData(LightningDataModule):
         return DataLoader(
             samples,
             collate_fn=collate,
-            generator=torch.Generator().manual_seed(self.seed),  # or each start of the loader would draw from torch's own
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # or each start of the loader would draw from torch's own
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

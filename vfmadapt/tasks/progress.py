@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar on standard error, since standard output ends with the result; drawn rarely where nobody watches."""
+    """Lightning's bar, on standard error since standard output ends with the result; drawn rarely where nobody sees."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 50)

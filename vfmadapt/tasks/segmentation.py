@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from vfmadapt.errors import UserError
@@ -21,7 +22,8 @@ Schedule = Literal["cosine", "poly", "constant"]
 def lr_factor(step: int, total: int, *, warmup: float, schedule: Schedule) -> float:
     """Learning rate of optimiser step `step` (from 0) of `total`, as a share of its peak.
 
-    Linear from 1/n to 1 over the first n = `warmup` x total steps, then half a cosine to 0, (1 - t)^0.9 ("poly"), or constant.
+    Linear from 1/n to 1 over the first n = `warmup` x total steps, then half a cosine to 0, (1 - t)^0.9 ("poly"), or
+    constant.
     """
     rising = round(warmup * total)
     if step < rising:
@@ -94,7 +96,7 @@ class SegmentationTask(LightningModule):
         if stage == "fit" and self.class_weights == "auto":
             self.loss = self._loss(class_weights(self._data().class_pixels()))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trainable parameters, a learning rate per step."""
         trained = self.model.trainable_parameters()
         groups = [
@@ -130,8 +132,8 @@ class SegmentationTask(LightningModule):
             self.log("train/aux", aux.detach())
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.global_step}: lower task.lr (now {self.lr:g}), set trainer.gradient_clip_val, "
-                "or use trainer.precision=32-true"
+                f"the loss is {loss.item()} at step {self.global_step}: lower task.lr (now {self.lr:g}), "
+                "set trainer.gradient_clip_val, or use trainer.precision=32-true"
             )
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({"train/ce": parts["ce"], "train/dice": parts["dice"]})

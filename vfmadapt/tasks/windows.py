@@ -9,8 +9,8 @@ from vfmadapt.raster.tiling import TileGrid, window
 def whole_image(model: nn.Module, image: Tensor, valid: Tensor, *, side: int) -> Tensor:
     """Logits of whole images: in one go up to `side` pixels per side, else by overlapping windows, blended.
 
-    Shapes: `image` (B, C, H, W) in sensor units, `valid` bool (B, H, W) -> logits (B, K, H, W), float32. Windows overlap by a quarter
-    and lie inside the image.
+    Shapes: `image` (B, C, H, W) in sensor units, `valid` bool (B, H, W) -> logits (B, K, H, W), float32. Windows
+    overlap by a quarter and lie inside the image.
     """
     height, width = image.shape[-2:]
     if max(height, width) <= side:
