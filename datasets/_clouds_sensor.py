@@ -108,7 +108,6 @@ TEST_PRESET = Preset(
 # Path radiance as reflectance (Rayleigh: it falls with the fourth power of wavelength) and aerosol, per band.
 _PATH = np.asarray((0.11, 0.07, 0.04, 0.015, 0.0, 0.0), dtype=np.float32)[:, None, None]
 _HAZE = np.asarray((1.0, 0.92, 0.85, 0.7, 0.4, 0.25), dtype=np.float32)[:, None, None]
-_STACKS = ("haze", "path", "black", "white", "floor", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,16 @@ class Sensor:
         return np.asarray(self.floor + (self.ceiling - self.floor) * scaled, dtype=np.float32)
 
     def _green(self) -> "Sensor":
-        parts = (self.haze, self.path, self.black, self.white, self.floor, self.ceiling)
-        return replace(self, **dict(zip(_STACKS, (part[1:2] for part in parts), strict=True)))
+        green = slice(1, 2)
+        return replace(
+            self,
+            haze=self.haze[green],
+            path=self.path[green],
+            black=self.black[green],
+            white=self.white[green],
+            floor=self.floor[green],
+            ceiling=self.ceiling[green],
+        )
 
     def change(self, first: Stack, second: Stack) -> Field:
         """How much the stored green value differs between two ground reflectances (6, H, W), pixel by pixel: (H, W)."""

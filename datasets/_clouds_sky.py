@@ -16,18 +16,18 @@ from vfmadapt.datasets._procedural import Field, Size
 
 CLEAR, THICK, THIN, SHADOW, IGNORE = 0, 1, 2, 3, 255
 
-THIN_FROM = 0.06
+THIN_FROM = 0.07
 """Cloud reflectance at which a veil starts to be visible over ordinary ground: the border of clear and thin."""
 THICK_FROM = 0.30
 """Cloud reflectance at which the ground is hidden (tau about 6): the border of thin and thick."""
-SHADOW_FROM = 0.28
+SHADOW_FROM = 0.25
 """Share of the direct sunlight that must be missing for a shadow."""
 RIM_FROM = 0.14
 """Cloud reflectance from which the blurred rim of a thick cloud counts as part of it; below, nobody can say."""
 SMALLEST = 40
 """Pixels of the smallest region that is labelled by itself."""
-SEEN_FROM = 0.02
-"""Change of the stored value (of about 0..1) that an eye can just see: five grey levels of 255."""
+SEEN_CLOUD, SEEN_SHADOW = 0.02, 0.01
+"""Changes of the stored value (of about 0..1) that can just be seen; shadows are found in darker, quieter ground."""
 
 _TWO_STREAM = 0.075
 # Skylight as a share of the light on open ground, per band (Rayleigh): it lights the shadows.
@@ -71,7 +71,7 @@ def _wisps(rng: np.random.Generator, field: Field, strength: float) -> Field:
 def _cumulus(rng: np.random.Generator, size: Size) -> Field:
     outer, inner = _log_uniform(rng, 50, 300), rng.uniform(0, 2.5)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.12, 0.45), _log_uniform(rng, 15, 60), rng.uniform(0.6, 1.3))
+    return _grow(noise, rng.uniform(0.10, 0.36), _log_uniform(rng, 15, 60), rng.uniform(0.6, 1.3))
 
 
 def _streets(rng: np.random.Generator, size: Size) -> Field:
@@ -80,7 +80,9 @@ def _streets(rng: np.random.Generator, size: Size) -> Field:
     bend = proc.power_noise(rng, size, 2.5, outer=200) * np.float32(0.25 * spacing)
     rows = np.cos((v + bend) * np.float32(2 * np.pi / spacing) + np.float32(rng.uniform(0, 6)))
     noise = proc.power_noise(rng, size, 1.7, outer=spacing, anisotropy=2, angle=angle)
-    return _grow(noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 12, 50), 0.8)
+    return _grow(
+        noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 12, 50), 0.8
+    )
 
 
 def _cellular(rng: np.random.Generator, size: Size) -> Field:
@@ -90,7 +92,7 @@ def _cellular(rng: np.random.Generator, size: Size) -> Field:
     noise = proc.power_noise(rng, size, 1.7, outer=scale)
     _, first, _ = proc.cells(rng, u + noise * np.float32(0.18 * scale), v * np.float32(rng.uniform(1, 1.6)), scale)
     deck = proc.power_noise(rng, size, 2.0, outer=250)
-    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.75), _log_uniform(rng, 12, 40), 0.8)
+    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.6), _log_uniform(rng, 12, 40), 0.8)
 
 
 def _fractal(rng: np.random.Generator, size: Size) -> Field:
@@ -98,7 +100,7 @@ def _fractal(rng: np.random.Generator, size: Size) -> Field:
         rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 80, 400), inner=rng.uniform(0, 2)
     )
     torn = _wisps(rng, noise, rng.uniform(0, 8))
-    return _grow(torn, rng.uniform(0.2, 0.75), _log_uniform(rng, 10, 50), rng.uniform(0.7, 1.6))
+    return _grow(torn, rng.uniform(0.15, 0.6), _log_uniform(rng, 10, 50), rng.uniform(0.7, 1.6))
 
 
 def _ripples(rng: np.random.Generator, size: Size) -> Field:
@@ -114,14 +116,14 @@ def _cirrus(rng: np.random.Generator, size: Size) -> Field:
     outer, stretch, angle = _log_uniform(rng, 80, 250), _log_uniform(rng, 2, 10), rng.uniform(0, np.pi)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=1.0, anisotropy=stretch, angle=angle)
     torn = _wisps(rng, noise, rng.uniform(2, 14))
-    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 2, 4.5), rng.uniform(0.6, 1.0))
+    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 2.5, 5), rng.uniform(0.5, 0.9))
 
 
 def _veil(rng: np.random.Generator, size: Size) -> Field:
     """Fog and smooth stratus, half transparent."""
     outer, inner = _log_uniform(rng, 120, 400), rng.uniform(0, 4)
     noise = proc.power_noise(rng, size, rng.uniform(1.8, 2.5), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.25, 0.7), _log_uniform(rng, 2, 4.5), rng.uniform(0.6, 1.0))
+    return _grow(noise, rng.uniform(0.25, 0.7), _log_uniform(rng, 2.5, 5), rng.uniform(0.5, 0.9))
 
 
 def _plume(rng: np.random.Generator, size: Size) -> Field:
@@ -130,7 +132,7 @@ def _plume(rng: np.random.Generator, size: Size) -> Field:
     body = proc.power_noise(rng, size, 2.4, outer=300, anisotropy=rng.uniform(1, 4), angle=angle)
     fibre = proc.power_noise(rng, size, 1.5, outer=60, anisotropy=rng.uniform(1, 6), angle=angle)
     torn = _wisps(rng, body + np.float32(rng.uniform(0.1, 0.4)) * fibre, rng.uniform(0, 8))
-    return _grow(torn, rng.uniform(0.2, 0.6), _log_uniform(rng, 7, 30))
+    return _grow(torn, rng.uniform(0.15, 0.5), _log_uniform(rng, 7, 30))
 
 
 def _overcast(rng: np.random.Generator, size: Size) -> Field:
@@ -147,15 +149,15 @@ def _popcorn(rng: np.random.Generator, size: Size) -> Field:
 
 # regime: (function, weight, is it ice, lowest and highest shift of its shadow in pixels)
 REGIMES: Mapping[str, tuple[Regime, float, bool, tuple[float, float]]] = {
-    "cumulus": (_cumulus, 0.32, False, (14, 64)),
-    "streets": (_streets, 0.10, False, (14, 45)),
+    "cumulus": (_cumulus, 0.32, False, (16, 70)),
+    "streets": (_streets, 0.10, False, (16, 50)),
     "cellular": (_cellular, 0.08, False, (10, 40)),
     "fractal": (_fractal, 0.16, False, (14, 70)),
     "ripples": (_ripples, 0.06, False, (15, 70)),
     "cirrus": (_cirrus, 0.11, True, (40, 90)),
     "veil": (_veil, 0.09, False, (5, 20)),
     "plume": (_plume, 0.10, False, (14, 60)),
-    "overcast": (_overcast, 0.03, False, (8, 40)),
+    "overcast": (_overcast, 0.02, False, (8, 40)),
     "popcorn": (_popcorn, 0.08, False, (10, 30)),
 }
 """Each cloudy scene has one of these; a second, high layer of cirrus or a veil lies over some."""
@@ -226,8 +228,8 @@ def cover(rng: np.random.Generator, surface: Stack, layers: list[Layer], sun: Su
     light = np.ones(size, dtype=np.float32)
     for layer, (_, towards) in zip(layers, pairs, strict=True):
         depth = proc.blur(towards, 0.7 + 0.02 * float(np.hypot(*layer.shift)))  # the sun is a disc, cloud sides scatter
-        light *= 1 - np.float32(0.9) * _reflectance(np.float32(1.5) * depth)
-    skylight = _SKYLIGHT * np.float32(rng.uniform(0.4, 1.0)) + np.float32(rng.uniform(0.0, 0.05))
+        light *= 1 - np.float32(0.95) * _reflectance(np.float32(2) * depth)
+    skylight = _SKYLIGHT * np.float32(rng.uniform(0.3, 0.8)) + np.float32(rng.uniform(0.0, 0.04))
     image = shaded = surface * (skylight + (1 - skylight) * light)
     cloud = np.zeros(size, dtype=np.float32)
     for layer, (tau, _) in zip(layers, pairs, strict=True):
@@ -255,17 +257,18 @@ def label(sky: Sky, saturated: NDArray[np.bool_], seen_cloud: Field, seen_shadow
         seen_shadow: by how much the shadows change it.
     """
     cloud, missing = proc.blur(sky.cloud, 1.3), proc.blur(sky.missing, 1.3)
+    body = proc.blur(cloud, 2.0)  # a gap of a few pixels inside a thick cloud belongs to it
+    hidden = proc.blur(saturated.astype(np.float32), 1.3) > 0.5
     labels = np.where(missing > SHADOW_FROM, np.uint8(SHADOW), np.uint8(CLEAR))
     labels[cloud > THIN_FROM] = THIN
-    hidden = proc.blur(saturated.astype(np.float32), 1.0) > 0.5
-    labels[(cloud > THICK_FROM) | (hidden & (cloud > THIN_FROM))] = THICK
+    labels[((body > THICK_FROM) | hidden) & (cloud > THIN_FROM)] = THICK
     rim = _rim(labels)
     labels[rim] = np.where(cloud[rim] > RIM_FROM, THICK, IGNORE)
     labels = proc.remove_specks(labels, 4, SMALLEST)
-    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.2) | ((np.abs(cloud / THICK_FROM - 1) < 0.08) & ~hidden)
-    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.3) & (cloud < THIN_FROM)
-    doubt |= (labels == SHADOW) & (proc.blur(seen_shadow, 2.0) < SEEN_FROM)
-    doubt |= ((labels == THIN) | (labels == THICK)) & (proc.blur(seen_cloud, 2.0) < SEEN_FROM)
+    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.2) | ((np.abs(body / THICK_FROM - 1) < 0.05) & ~hidden)
+    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.15) & (cloud < THIN_FROM)
+    doubt |= (labels == SHADOW) & (proc.blur(seen_shadow, 2.0) < SEEN_SHADOW)
+    doubt |= ((labels == THIN) | (labels == THICK)) & (proc.blur(seen_cloud, 2.0) < SEEN_CLOUD)
     labels[doubt] = IGNORE
     return labels
 

@@ -30,8 +30,8 @@ def _spectrum(rng: np.random.Generator, *names: str) -> Stack:
     return np.asarray(varied[:, None, None], dtype=np.float32)
 
 
-def _blend(first: Stack, second: Stack, share: Field) -> Stack:
-    return np.asarray(first + (second - first) * share, dtype=np.float32)
+def _blend(first: Stack, second: Stack, share: Field | float) -> Stack:
+    return np.asarray(first + (second - first) * np.float32(share), dtype=np.float32)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -40,9 +40,8 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 def _grain(rng: np.random.Generator, size: Size, amount: float, outer: float = 8.0, exponent: float = 0.8) -> Field:
     """Multiplicative texture around 1."""
-    return np.maximum(1 + np.float32(amount) * proc.power_noise(rng, size, exponent, outer=outer), 0.2).astype(
-        np.float32
-    )
+    noise = proc.power_noise(rng, size, exponent, outer=outer)
+    return np.asarray(np.maximum(1 + np.float32(amount) * noise, 0.2), dtype=np.float32)
 
 
 def _mountains(rng: np.random.Generator, size: Size, scale: float) -> Field:
@@ -57,6 +56,15 @@ def _hills(rng: np.random.Generator, size: Size, sun: Sun, strength: float) -> F
     return proc.hillshade(_mountains(rng, size, scale), sun.azimuth, sun.elevation, strength * scale / 6)
 
 
+def _clearings(rng: np.random.Generator, size: Size) -> Field:
+    """Felled parcels, straight-edged, in clusters."""
+    u, v = proc.coordinates(size, rng.uniform(0, np.pi))
+    side = _log_uniform(rng, 5, 25)
+    number, _ = proc.parcels(rng, u, v, side, side * rng.uniform(1, 3))
+    felled = (rng.random(int(number.max()) + 1) < rng.uniform(0.1, 0.5)).astype(np.float32)
+    return felled[number] * proc.smoothstep(proc.power_noise(rng, size, 2.2, outer=100), 0.6, 0.7)
+
+
 def _woods(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     patches = proc.smoothstep(proc.power_noise(rng, size, 1.3, outer=_log_uniform(rng, 20, 120)), -1.5, 1.5)
     stack = _blend(
@@ -67,9 +75,8 @@ def _woods(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     stack *= _grain(rng, size, rng.uniform(0.02, 0.14), outer=rng.uniform(3, 12))
     if rng.random() < 0.5:
         stack *= 0.25 + 0.75 * np.minimum(_hills(rng, size, sun, rng.uniform(0.2, 1.4)), 2.0)
-    if rng.random() < 0.3:  # clearings
-        noise = proc.power_noise(rng, size, 1.6, outer=40)
-        stack = _blend(stack, _spectrum(rng, "soil", "dry_grass", "red_soil"), proc.smoothstep(noise, 1.3, 1.6))
+    if rng.random() < 0.3:
+        stack = _blend(stack, _spectrum(rng, "soil", "dry_grass", "red_soil", "young_crop"), _clearings(rng, size))
     return stack
 
 
@@ -98,7 +105,9 @@ def _fields(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 def _soils(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     mottle = proc.smoothstep(proc.power_noise(rng, size, 1.3, outer=_log_uniform(rng, 30, 150)), -1.6, 1.6)
     stack = _blend(
-        _spectrum(rng, "red_soil", "soil", "stubble"), _spectrum(rng, "soil", "dry_grass", "red_soil", "sand"), mottle
+        _spectrum(rng, "red_soil", "soil", "stubble"),
+        _spectrum(rng, "soil", "dry_grass", "red_soil", "sand"),
+        mottle * rng.uniform(0.1, 0.6),
     )
     valley = proc.ridged(
         proc.power_noise(rng, size, 2.0, outer=_log_uniform(rng, 60, 200), inner=1.5), rng.uniform(1.5, 4)
@@ -116,7 +125,7 @@ def _desert(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     stack = _blend(
         _spectrum(rng, "sand", "pale_sand", "red_soil", "brown_rock"),
         _spectrum(rng, "sand", "gravel", "red_soil"),
-        patches,
+        patches * rng.uniform(0.1, 0.6),
     )
     if rng.random() < 0.45:
         wavelength, angle = _log_uniform(rng, 8, 40), rng.uniform(0, np.pi)
@@ -153,13 +162,12 @@ def _ranges(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 def _waters(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     first = _spectrum(rng, "deep_water", "water", "turbid_water", "green_water")
     currents = proc.power_noise(rng, size, 2.6, outer=300, anisotropy=rng.uniform(1.5, 5), angle=rng.uniform(0, np.pi))
-    other = _blend(
-        first, _spectrum(rng, "deep_water", "water", "turbid_water", "green_water"), np.float32(rng.uniform(0, 0.5))
-    )
+    other = _blend(first, _spectrum(rng, "deep_water", "water", "turbid_water", "green_water"), rng.uniform(0, 0.5))
     stack = _blend(first, other, proc.smoothstep(currents, -2.0, 2.0))
     if rng.random() < 0.15:  # sun glint: grey in every band, brightening evenly towards one side
         u, _ = proc.coordinates(size, rng.uniform(0, np.pi))
-        stack = stack + np.float32(rng.uniform(0.02, 0.15)) * (0.5 + 0.5 * np.tanh(u / 200)) * _grain(rng, size, 0.06)
+        glint = rng.uniform(0.02, 0.15) * (0.5 + 0.5 * np.tanh(u / 200))
+        stack = stack + glint.astype(np.float32) * _grain(rng, size, 0.06)
     waves = proc.power_noise(rng, size, 0.8, outer=12, anisotropy=2.5, angle=rng.uniform(0, np.pi))
     return np.maximum(stack * (1 + np.float32(rng.uniform(0.0, 0.06)) * waves), 0.001).astype(np.float32)
 
@@ -195,15 +203,17 @@ def _snows(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 
 
 def _pans(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
-    shore = proc.smoothstep(proc.power_noise(rng, size, 1.8, outer=_log_uniform(rng, 60, 200)), -1.0, 1.2)
-    stack = _blend(_spectrum(rng, "salt", "pale_sand"), _spectrum(rng, "sand", "soil", "salt", "turbid_water"), shore)
+    """Salt or clay flats: flooded up to a sharp shore, crusted in polygons."""
+    shore = proc.smoothstep(proc.power_noise(rng, size, 2.6, outer=_log_uniform(rng, 60, 200)), 0.6, 0.66)
+    stack = _blend(_spectrum(rng, "salt", "pale_sand"), _spectrum(rng, "sand", "soil", "turbid_water"), shore)
+    u, v = proc.coordinates(size)
+    _, first, second = proc.cells(rng, u, v, _log_uniform(rng, 6, 24))
+    stack = stack * (1 - np.float32(rng.uniform(0.05, 0.3)) * (1 - proc.smoothstep(second - first, 0.02, 0.25)))
     return np.asarray(stack * _grain(rng, size, rng.uniform(0.02, 0.08), outer=30, exponent=1.2), dtype=np.float32)
 
 
 def _marshes(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
-    stack = _blend(
-        _woods(rng, size, sun), _spectrum(rng, "marsh", "grass", "dry_grass"), np.float32(rng.uniform(0.2, 0.9))
-    )
+    stack = _blend(_woods(rng, size, sun), _spectrum(rng, "marsh", "grass", "dry_grass"), rng.uniform(0.2, 0.9))
     pond = proc.power_noise(rng, size, 1.6, outer=_log_uniform(rng, 20, 80))
     return _blend(stack, _spectrum(rng, "water", "turbid_water", "green_water"), proc.smoothstep(pond, 0.9, 1.1))
 
@@ -215,9 +225,9 @@ COVERS: Mapping[str, tuple[Cover, float, float]] = {
     "soils": (_soils, 0.12, 0.12),
     "desert": (_desert, 0.13, 0.08),
     "ranges": (_ranges, 0.13, 0.06),
-    "waters": (_waters, 0.10, 0.18),
+    "waters": (_waters, 0.09, 0.12),
     "town": (_town, 0.04, 0.08),
-    "snows": (_snows, 0.05, 0.04),
+    "snows": (_snows, 0.04, 0.03),
     "pans": (_pans, 0.02, 0.05),
     "marshes": (_marshes, 0.03, 0.04),
 }
@@ -225,10 +235,10 @@ COVERS: Mapping[str, tuple[Cover, float, float]] = {
 
 def _lay(rng: np.random.Generator, stack: Stack, name: str, sun: Sun) -> Stack:
     """Lay a cover into part of a scene; water gets a beach now and then."""
-    size = stack.shape[1:]
-    shape = proc.power_noise(rng, size, rng.uniform(1.7, 2.4), outer=_log_uniform(rng, 80, 300))
+    size = (stack.shape[1], stack.shape[2])
+    shape = proc.power_noise(rng, size, rng.uniform(2.2, 3.0), outer=_log_uniform(rng, 80, 300))
     level = proc.quantile(shape, 1 - rng.uniform(0.08, 0.5))
-    soft = 0.03 if name == "waters" else _log_uniform(rng, 0.03, 0.5)
+    soft = 0.02 if name == "waters" else _log_uniform(rng, 0.02, 0.12)  # land has sharper borders than cloud
     if name == "waters" and rng.random() < 0.5:
         beach = proc.smoothstep(shape, level - 0.12, level - 0.04)
         stack = _blend(stack, _spectrum(rng, "sand", "pale_sand", "soil"), beach)
@@ -237,8 +247,8 @@ def _lay(rng: np.random.Generator, stack: Stack, name: str, sun: Sun) -> Stack:
 
 def _decorate(rng: np.random.Generator, stack: Stack, base: str) -> Stack:
     """Roads, rivers, villages and burnt ground on top of the covers."""
-    size = stack.shape[1:]
-    if rng.random() < 0.2:
+    size = (stack.shape[1], stack.shape[2])
+    if rng.random() < 0.1:
         shape = proc.power_noise(rng, size, 1.8, outer=60)
         burnt = proc.smoothstep(shape, proc.quantile(shape, 0.9), 3.0) > 0.01
         stack = _blend(
@@ -274,7 +284,7 @@ def render_surface(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     laid_weights = np.asarray([COVERS[name][2] for name in names])
     base = names[rng.choice(len(names), p=base_weights / base_weights.sum())]
     stack = np.broadcast_to(COVERS[base][0](rng, size, sun), (len(BANDS), *size)).astype(np.float32)
-    for _ in range(int(rng.choice(3, p=(0.4, 0.4, 0.2)))):
+    for _ in range(int(rng.choice(3, p=(0.55, 0.35, 0.1)))):
         stack = _lay(rng, stack, names[rng.choice(len(names), p=laid_weights / laid_weights.sum())], sun)
     stack = _decorate(rng, stack, base)
     return np.clip(stack, 0.002, 1.1, out=stack)

@@ -228,7 +228,7 @@ def hillshade(height: Field, azimuth: float, elevation: float, relief: float = 1
     towards = right * np.float32(np.sin(azimuth)) - down * np.float32(np.cos(azimuth))
     sine, cosine = np.float32(np.sin(elevation)), np.float32(np.cos(elevation))
     light = (sine - cosine * towards) / np.sqrt(1 + down * down + right * right)
-    return np.maximum(light / sine, 0).astype(np.float32)
+    return np.asarray(np.maximum(light / sine, 0), dtype=np.float32)
 
 
 def remove_specks(labels: NDArray[np.uint8], classes: int, smallest: int, *, ignore: int = 255) -> NDArray[np.uint8]:

@@ -17,8 +17,8 @@ COLOURS = ((34, 102, 51), (240, 240, 240), (66, 165, 245), (251, 140, 0), (142, 
 class NpzStack:
     """Images (T, H, W) or (T, H, W, C) and labels (T, H, W) or (T, H, W, 1) under two keys of an NPZ file.
 
-    Every `holdout`-th frame, the last of each group, is a test frame; the frame two before it in every second group validates; the others
-    train. NaN in any band is not valid and not labelled.
+    Every `holdout`-th frame, the last of each group, is a test frame; the frame two before it in every second group
+    validates; the others train. NaN in any band is not valid and not labelled.
 
     Args:
         path: the .npz file.
@@ -54,7 +54,9 @@ class NpzStack:
     @cached_property
     def _arrays(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         if not self.path.is_file():
-            raise UserError(f"data.path={self.path}: no such file; give an .npz with the keys {self.image_key} and {self.mask_key}")
+            raise UserError(
+                f"data.path={self.path}: no such file; give an .npz with the keys {self.image_key} and {self.mask_key}"
+            )
         try:
             with np.load(self.path) as file:
                 keys = list(file)
@@ -66,10 +68,16 @@ class NpzStack:
         images = images[..., None] if images.ndim == 3 else images
         masks = masks[..., 0] if masks.ndim == 4 and masks.shape[-1] == 1 else masks
         if images.ndim != 4 or images.shape[:3] != masks.shape:
-            raise UserError(f"{self.path}: images {images.shape} and masks {masks.shape} do not fit; wanted (T, H, W, C) and (T, H, W)")
+            raise UserError(
+                f"{self.path}: images {images.shape} and masks {masks.shape} do not fit; "
+                "wanted (T, H, W, C) and (T, H, W)"
+            )
         labels = set(np.unique(masks).tolist()) - {IGNORE_INDEX}
         if labels - set(range(len(self.classes))):
-            raise UserError(f"{self.path}: labels {sorted(labels)} but data.classes names {len(self.classes)}; allowed 0..K-1 and 255")
+            raise UserError(
+                f"{self.path}: labels {sorted(labels)} but data.classes names {len(self.classes)}; "
+                "allowed 0..K-1 and 255"
+            )
         return images.astype(np.float32), masks.astype(np.int64)
 
     @cached_property
@@ -101,7 +109,9 @@ class NpzStack:
         """The frames of "train", "val" or "test"."""
         frames = self._frames(name)
         if not frames:
-            raise UserError(f"{self.path} has {len(self._arrays[0])} frames: none is left for {name}; lower data.holdout")
+            raise UserError(
+                f"{self.path} has {len(self._arrays[0])} frames: none is left for {name}; lower data.holdout"
+            )
         return _Frames(*self._arrays, frames, self.spec.bands)
 
 

@@ -1,6 +1,7 @@
 """Shared fixtures.
 
-`python -m pytest` puts the checkout's root on sys.path, where datasets/ and kernels/ would hide the PyPI packages of those names.
+`python -m pytest` puts the checkout's root on sys.path, where datasets/ and kernels/ would hide the PyPI packages of
+those names.
 """
 
 import os

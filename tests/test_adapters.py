@@ -33,7 +33,9 @@ def backbone(prefix: int) -> TimmBackbone:
 
 def adapted(name: str, prefix: int = 1) -> AdaptedBackbone:
     frozen = backbone(prefix)
-    return AdaptedBackbone(frozen, {"main": adapter(_entry("adapter", name), frozen)}, config={"adapter": _entry("adapter", name)})
+    return AdaptedBackbone(
+        frozen, {"main": adapter(_entry("adapter", name), frozen)}, config={"adapter": _entry("adapter", name)}
+    )
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -129,7 +131,7 @@ def test_copies_and_pickles(name: str) -> None:
     image = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         want = model(image, [3]).grids[0]
-        copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))  # noqa: S301 - our own object
+        copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
         for parameter in model.parameters():
             parameter.zero_()
         assert torch.equal(copied(image, [3]).grids[0], want)

@@ -71,7 +71,9 @@ def test_imports(name: str, path: Path) -> None:
         if top in OWNERS:
             assert within(name, OWNERS[top]), f"{name} imports {imported}; only {', '.join(OWNERS[top])} may"
         if layer and top == "vfmadapt" and "." in imported and not within(imported, (layer,)):
-            assert within(imported, ALLOWED[layer]), f"{name} imports {imported}; {layer} may import only {sorted(ALLOWED[layer])}"
+            assert within(imported, ALLOWED[layer]), (
+                f"{name} imports {imported}; {layer} may import only {sorted(ALLOWED[layer])}"
+            )
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -122,31 +122,54 @@ def test_small_image_is_filled_up_as_void():
     assert not out["valid"][20:].any()
 
 
+def everywhere(image):
+    return np.ones(image.shape[1:], dtype=bool)
+
+
 def test_radiometry_covers_real_pictures():
-    """Dark land (reflectance 0.04) and thick cloud (0.7): the augmented values must reach what 8-bit pictures hold."""
-    scene = np.stack([np.full((1, 8, 8), 0.04), np.full((1, 8, 8), 0.7)]).reshape(2, 8, 8).astype(np.float32)
-    pairs = [to_display(scene, np.random.default_rng(s)).mean((1, 2)) for s in range(300)]
-    land, cloud = np.array(pairs).T
-    assert land.min() < 0.1
+    """Dark land (0.04) with one cloud in ten (0.7): the values must reach what 8-bit pictures hold and no more."""
+    scene = np.full((2, 40, 40), 0.04, dtype=np.float32)
+    scene[:, :4] = 0.7
+    pictures = [to_display(scene, everywhere(scene), np.random.default_rng(s)) for s in range(300)]
+    land, cloud = np.array([(p[:, 20].mean(), p[:, 0].mean()) for p in pictures]).T
+    assert land.min() < 0.15
     assert land.max() > 0.42  # the Landsat 8 picture of forest
-    assert (cloud > land).mean() > 0.97
-    assert 0.05 < (cloud >= 1).mean() < 0.6
-    jittered = np.array([jitter(scene, np.random.default_rng(s)).mean((1, 2)) for s in range(300)])
-    assert jittered[:, 1].min() < 0.5
-    assert jittered[:, 1].max() > 1.0
+    assert land.max() < 0.8
+    assert (cloud > land + 0.1).mean() > 0.97
+    assert 0.02 < (cloud > 0.999).mean() < 0.6
+    jittered = [jitter(scene, everywhere(scene), np.random.default_rng(s)) for s in range(300)]
+    assert min(j[:, 0].mean() for j in jittered) < 0.5
+    assert 1.0 < max(j[:, 0].mean() for j in jittered) < 1.6
+
+
+def test_bright_land_does_not_turn_white():
+    """Of an image that is bright already, as a picture is: its land stays below white, whatever the draw."""
+    scene = np.linspace(0.3, 0.7, 32 * 32, dtype=np.float32).reshape(1, 32, 32).repeat(3, 0)
+    for s in range(200):
+        assert np.median(to_display(scene, everywhere(scene), np.random.default_rng(s))) < 0.92
 
 
 def test_display_holds_8_bit_values():
-    out = to_display(make_sample()["image"].numpy(), np.random.default_rng(0)) * 255
+    image = make_sample()["image"].numpy()
+    out = to_display(image, everywhere(image), np.random.default_rng(0)) * 255
     assert np.abs(out - np.rint(out)).max() < 1e-3
     assert 0 <= out.min() <= out.max() <= 255
 
 
 def test_strength_zero_changes_no_value_and_signs_survive():
     image = np.linspace(-1, 1, 48, dtype=np.float32).reshape(3, 4, 4)
-    assert jitter(image, np.random.default_rng(0), 0.0) == pytest.approx(image, abs=1e-6)
-    strong = [jitter(image, np.random.default_rng(s), 1.0) for s in range(20)]
+    assert jitter(image, everywhere(image), np.random.default_rng(0), 0.0) == pytest.approx(image, abs=1e-6)
+    strong = [jitter(image, everywhere(image), np.random.default_rng(s), 1.0) for s in range(20)]
     assert all((s[0] < 0.2).all() for s in strong)
+
+
+def test_nothing_valid_in_the_window():
+    sample = make_sample()
+    sample["valid"][:], sample["mask"][:] = False, 255
+    for seed in range(5):
+        out = draw(Augment(crop=16), sample, seed)
+        assert (out["image"] == 0).all()
+        assert (out["mask"] == 255).all()
 
 
 def test_draws_of_different_transforms_are_not_linked():

@@ -32,7 +32,9 @@ def test_features_equal_timms(kind: str) -> None:
     patch = backbone.spec.strides[0]
     image = torch.randn(2, 3, 3 * patch, 5 * patch)
     with torch.no_grad():
-        theirs = backbone.net.forward_intermediates(image, indices=[0, 2], return_prefix_tokens=True, intermediates_only=True)
+        theirs = backbone.net.forward_intermediates(
+            image, indices=[0, 2], return_prefix_tokens=True, intermediates_only=True
+        )
         ours = backbone(image, [0, 2])
     for (grid, prefix), own_grid, own_prefix in zip(theirs, ours.grids, ours.prefix, strict=True):
         torch.testing.assert_close(own_grid, grid)
@@ -106,7 +108,10 @@ def test_any_number_of_bands_answers_grey_like_rgb(bands: object, count: int) ->
     assert other.spec.bands == count
     grey = torch.randn(1, 1, 32, 32)
     torch.testing.assert_close(
-        other(grey.expand(-1, count, -1, -1), [2]).grids[0], rgb(grey.expand(-1, 3, -1, -1), [2]).grids[0], atol=1e-4, rtol=1e-4
+        other(grey.expand(-1, count, -1, -1), [2]).grids[0],
+        rgb(grey.expand(-1, 3, -1, -1), [2]).grids[0],
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -146,7 +151,9 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route to host\nmore lines")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(UserError, match=r"the hub gave no weights \(no route to host\); pass backbone\.weights=FILE") as error:
+    with pytest.raises(
+        UserError, match=r"the hub gave no weights \(no route to host\); pass backbone\.weights=FILE"
+    ) as error:
         timm_backbone("vit_tiny_patch16_224", pretrained=True)
     assert "\n" not in str(error.value)
 
@@ -169,7 +176,9 @@ def test_weights_from_file_and_folder(suffix: str, tmp_path: Path) -> None:
 def test_unfit_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({k: v for k, v in build("vit").net.state_dict().items() if "blocks.1" not in k}, tmp_path / "part.safetensors")
+    save_file(
+        {k: v for k, v in build("vit").net.state_dict().items() if "blocks.1" not in k}, tmp_path / "part.safetensors"
+    )
     with pytest.raises(UserError, match="tensors are missing"):
         timm_backbone(MODELS["vit"], weights=str(tmp_path / "part.safetensors"), settings=TINY)
     (tmp_path / "broken.safetensors").write_bytes(b"nonsense")

@@ -143,7 +143,9 @@ def test_library_use_without_hydra_or_lightning(tmp_path: Path) -> None:
 
     def own_model() -> torch.nn.Module:
         torch.manual_seed(0)
-        return timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, embed_dim=32, depth=4, num_heads=2)
+        return timm.create_model(
+            "vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True, embed_dim=32, depth=4, num_heads=2
+        )
 
     adapted = vfmadapt.adapt(own_model(), "earth", dim=8)
     optimiser = torch.optim.AdamW(adapted.trainable_parameters(), lr=1e-2)

@@ -12,8 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if "run(" in p.read_text())
 
 
-def run(*args: str, cwd: Path = ROOT, safe_path: bool = True, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | ({"PYTHONSAFEPATH": "1"} if safe_path else {})
+def run(
+    *args: str, cwd: Path = ROOT, safe_path: bool = True, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | (
+        {"PYTHONSAFEPATH": "1"} if safe_path else {}
+    )
     return subprocess.run([python, *args], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
 
 
@@ -38,7 +42,9 @@ def test_unknown_key_and_malformed_override() -> None:
 
 
 def test_missing_input_is_one_line(tmp_path: Path) -> None:
-    done = run("tools/predict.py", "input=/nowhere.tif", "adapter_file=/nowhere.safetensors", f"output={tmp_path / 'o.tif'}")
+    done = run(
+        "tools/predict.py", "input=/nowhere.tif", "adapter_file=/nowhere.safetensors", f"output={tmp_path / 'o.tif'}"
+    )
     assert_user_error(done, "/nowhere")
     assert not list(tmp_path.iterdir())
 

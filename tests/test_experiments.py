@@ -48,7 +48,13 @@ def tiny_data(entry: str, folder: Path) -> list[str]:
 def test_one_step_of_every_experiment(experiment: str, tmp_path: Path) -> None:
     chosen = compose("train", [f"experiment={experiment}"])
     data = next(n for n in names("data") if chosen.data._target_.split(".")[-2] == n)
-    overrides = [f"experiment={experiment}", *SMALL, *tiny_data(data, tmp_path), f"data_root={tmp_path}", f"output={tmp_path / 'run'}"]
+    overrides = [
+        f"experiment={experiment}",
+        *SMALL,
+        *tiny_data(data, tmp_path),
+        f"data_root={tmp_path}",
+        f"output={tmp_path / 'run'}",
+    ]
     result = train.main(compose("train", overrides))
     json.dumps(result)
     assert result["steps"] == 1
@@ -59,6 +65,9 @@ def test_one_step_of_every_experiment(experiment: str, tmp_path: Path) -> None:
 
 def test_coverage_page_is_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "docs_coverage.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "docs_coverage.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

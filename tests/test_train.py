@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 import vfmadapt
 from vfmadapt import evaluate, train
-from vfmadapt.build import build_model, compose
+from vfmadapt.build import build_model, compose, names
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.segmentation import SegmentationTask
 
@@ -195,3 +195,27 @@ def test_evaluate_refuses_what_does_not_fit(unbroken, stack):
         run(file, "data.classes=[a,b]")
     with pytest.raises(UserError, match="device"):
         run(file, "device=horse")
+
+
+def test_evaluate_reads_a_folder_with_the_models_bands_and_classes(unbroken):
+    header = vfmadapt.checkpoint.read_header(unbroken["adapter_file"])
+    cfg = compose("evaluate", ["data=geotiff_folder", "data.root=/somewhere"])
+    filled = evaluate.as_trained(cfg, header["data"])
+    assert list(filled.data.bands) == ["band1", "band2", "band3"]
+    assert [c.name for c in filled.data.classes] == ["background", "foreground"]
+    assert cfg.data.bands is None
+    own = compose("evaluate", ["data=geotiff_folder", "data.root=/somewhere", "data.bands=[x]"])
+    assert list(evaluate.as_trained(own, header["data"]).data.bands) == ["x"]
+
+
+@pytest.mark.parametrize("group", ["task", "trainer", "debug", "head"])
+def test_every_entry_composes(group):
+    assert all(compose("train", [f"{group}={name}"]) for name in names(group))
+    assert names(group)
+
+
+def test_impossible_values_are_one_line(stack, tmp_path):
+    for key in ("seed=-1", "loader.batch_size=0", "augment.scale=[2,1]", "task.schedule=step"):
+        with pytest.raises(UserError, match=key.split("=")[0].split(".")[-1]) as raised:
+            train.main(config(stack, tmp_path, key))
+        assert "\n" not in str(raised.value)

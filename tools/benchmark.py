@@ -1,12 +1,13 @@
-"""Time an adapter's fast form against its direct form: python tools/benchmark.py adapter=earth."""
+"""Time an adapter against its direct formulation: python tools/benchmark.py adapter=earth."""
 
 import sys
 
 try:
     from vfmadapt.cli import run
 except ModuleNotFoundError as error:
-    hint = "type: make install && .venv/bin/python tools/benchmark.py"
-    print(f"error: {error.name} is not installed in this Python; {hint}", file=sys.stderr)
+    sys.stderr.write(
+        f"error: no {error.name} in this Python; type: make install && .venv/bin/python tools/benchmark.py\n"
+    )
     sys.exit(2)
 
 run("benchmark")

@@ -1,4 +1,4 @@
-"""Write docs/coverage.md (task x domain x command) from conf/experiment; with --check only say whether it is up to date."""
+"""Write docs/coverage.md from conf/experiment; with --check only say whether it is up to date."""
 
 import sys
 from pathlib import Path
@@ -35,5 +35,9 @@ def table() -> str:
 if __name__ == "__main__":
     text = table()
     if "--check" in sys.argv:
-        sys.exit(0 if PAGE.exists() and PAGE.read_text() == text else "docs/coverage.md is out of date; type: python tools/docs_coverage.py")
+        sys.exit(
+            0
+            if PAGE.exists() and PAGE.read_text() == text
+            else "docs/coverage.md is out of date; type: python tools/docs_coverage.py"
+        )
     PAGE.write_text(text)

@@ -1,11 +1,13 @@
-"""Adapter file and labelled data -> metrics: python tools/evaluate.py adapter_file=a.safetensors data=geotiff_folder data.root=DIR."""
+"""Adapter file, labelled data -> metrics: python tools/evaluate.py adapter_file=FILE data=clouds_synthetic."""
 
 import sys
 
 try:
     from vfmadapt.cli import run
 except ModuleNotFoundError as error:
-    print(f"error: {error.name} is not installed in this Python; type: make install && .venv/bin/python tools/evaluate.py", file=sys.stderr)
+    sys.stderr.write(
+        f"error: no {error.name} in this Python; type: make install && .venv/bin/python tools/evaluate.py\n"
+    )
     sys.exit(2)
 
 run("evaluate")

@@ -1,12 +1,13 @@
-"""Adapter file and raster -> georeferenced map: python tools/predict.py input=scene.tif adapter_file=a.safetensors."""
+"""GeoTIFF -> georeferenced map: python tools/predict.py adapter_file=FILE input=scene.tif."""
 
 import sys
 
 try:
     from vfmadapt.cli import run
 except ModuleNotFoundError as error:
-    hint = "type: make install && .venv/bin/python tools/predict.py"
-    print(f"error: {error.name} is not installed in this Python; {hint}", file=sys.stderr)
+    sys.stderr.write(
+        f"error: no {error.name} in this Python; type: make install && .venv/bin/python tools/predict.py\n"
+    )
     sys.exit(2)
 
 run("predict")

@@ -1,12 +1,13 @@
-"""Masked-image modelling of a backbone: python tools/pretrain.py steps=1000."""
+"""Masked-image modelling of a backbone: python tools/pretrain.py."""
 
 import sys
 
 try:
     from vfmadapt.cli import run
 except ModuleNotFoundError as error:
-    print(f"error: {error.name} is not installed in this Python; type: make install && .venv/bin/python tools/pretrain.py", file=sys.stderr)
+    sys.stderr.write(
+        f"error: no {error.name} in this Python; type: make install && .venv/bin/python tools/pretrain.py\n"
+    )
     sys.exit(2)
 
-if __name__ == "__main__":  # worker processes import this file
-    run("pretrain")
+run("pretrain")

@@ -5,7 +5,9 @@ import sys
 try:
     from vfmadapt.cli import run
 except ModuleNotFoundError as error:
-    print(f"error: {error.name} is not installed in this Python; type: make install && .venv/bin/python tools/quickstart.py", file=sys.stderr)
+    sys.stderr.write(
+        f"error: no {error.name} in this Python; type: make install && .venv/bin/python tools/quickstart.py\n"
+    )
     sys.exit(2)
 
 run("quickstart")

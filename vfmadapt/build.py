@@ -48,9 +48,16 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for a Hydra error: the override at fault, what is known, the closest."""
     given = [o.lstrip("+~").split("=", 1) for o in overrides if "=" in o]
     for group, value in given:
-        if (resources.files("vfmadapt.conf") / group.split("@")[0]).is_dir() and value not in ("null", *(known := names(group))):
+        if (resources.files("vfmadapt.conf") / group.split("@")[0]).is_dir() and value not in (
+            "null",
+            *(known := names(group)),
+        ):
             close = get_close_matches(value, known, 1)
-            return f"{group}={value}: unknown {group}" + (f", did you mean {close[0]}?" if close else ";") + f" known: {', '.join(known)}"
+            return (
+                f"{group}={value}: unknown {group}"
+                + (f", did you mean {close[0]}?" if close else ";")
+                + f" known: {', '.join(known)}"
+            )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[0]} (overrides: {' '.join(overrides)}; --help lists the keys)"
 
@@ -62,11 +69,14 @@ def instantiate(node: Any, *args: Any, packages: Sequence[str] = MODEL_PACKAGES,
         UserError: a target outside `packages`, or settings that the target does not take.
     """
     from hydra.utils import get_object
+
     settings = plain(node)
     target = str(settings.pop("_target_", ""))
     settings.pop("_partial_", None)
     if not target.startswith(tuple(packages)):
-        raise UserError(f"_target_ {target!r} is not allowed here; it must lie in {', '.join(p.rstrip('.') for p in packages)}")
+        raise UserError(
+            f"_target_ {target!r} is not allowed here; it must lie in {', '.join(p.rstrip('.') for p in packages)}"
+        )
     try:
         made = get_object(target)
     except Exception as error:
@@ -86,12 +96,14 @@ def _check_settings(made: Any, target: str, settings: Mapping[str, Any]) -> None
 
 def data_source(cfg: "DictConfig") -> "DataSource":
     """The data set that `cfg.data` describes."""
-    return instantiate(cfg.data, packages=("vfmadapt.datasets.",))
+    source: DataSource = instantiate(cfg.data, packages=("vfmadapt.datasets.",))
+    return source
 
 
 def adapter(node: Any, backbone: Any) -> "Adapter":
     """The adapter of a config node for a frozen backbone."""
-    return instantiate(node, backbone.spec)
+    made: Adapter = instantiate(node, backbone.spec)
+    return made
 
 
 def _entry(group: str, name: str) -> dict[str, Any]:
@@ -106,7 +118,10 @@ def _entry(group: str, name: str) -> dict[str, Any]:
 
 
 def build_backbone(cfg: Any, adapter_cfg: Any, bands: Sequence[str]) -> "AdaptedBackbone":
-    """Frozen backbone of node `cfg` for `bands` with the adapter of node `adapter_cfg`; `train_patch_embed` in `cfg` adds a trained copy of the first layer."""
+    """Frozen backbone of node `cfg` for `bands` with the adapter of node `adapter_cfg`.
+
+    `train_patch_embed` in `cfg` adds a trained copy of the first layer.
+    """
     from vfmadapt.host import AdaptedBackbone
 
     config = {"backbone": plain(cfg), "adapter": plain(adapter_cfg)}
@@ -135,7 +150,7 @@ def plain(node: Any) -> dict[str, Any]:
     """A config node or mapping -> resolved plain dict."""
     from omegaconf import OmegaConf
 
-    made = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    made: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return {str(k): v for k, v in made.items()}
 
 

@@ -1,7 +1,7 @@
 """The adapter file: what was trained, and a JSON header that says how to build the rest.
 
-Only safetensors: nothing from a user's file is ever unpickled, and a `_target_` in the header may only name this package's adapters,
-heads and backbones.
+Only safetensors: nothing from a user's file is ever unpickled, and a `_target_` in the header may only name this
+package's adapters, heads and backbones.
 """
 
 import json
@@ -24,7 +24,9 @@ KEY = "vfmadapt"
 FORMAT = 1
 
 
-def save(path: str | Path, adapted: AdaptedModel | AdaptedBackbone, *, training: Mapping[str, Any] | None = None) -> Path:
+def save(
+    path: str | Path, adapted: AdaptedModel | AdaptedBackbone, *, training: Mapping[str, Any] | None = None
+) -> Path:
     """Write an adapter file: trained tensors and buffers, and a header with all that is needed to use them.
 
     Args:
@@ -40,7 +42,9 @@ def save(path: str | Path, adapted: AdaptedModel | AdaptedBackbone, *, training:
     model = adapted if isinstance(adapted, AdaptedModel) else None
     backbone = adapted.backbone if isinstance(adapted, AdaptedModel) else adapted
     if not backbone.config:
-        raise UserError("this object was put together by hand, so no file could rebuild it; use vfmadapt.adapt or a config")
+        raise UserError(
+            "this object was put together by hand, so no file could rebuild it; use vfmadapt.adapt or a config"
+        )
     header = {
         "format": FORMAT,
         "config": backbone.config,
@@ -86,9 +90,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         header = json.loads(metadata[KEY])
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not an adapter file of vfmadapt ({type(error).__name__}); train one with tools/train.py") from error
+        raise UserError(
+            f"{path} is not an adapter file of vfmadapt ({type(error).__name__}); train one with tools/train.py"
+        ) from error
     if header["format"] > FORMAT:
-        raise UserError(f"{path} was written by vfmadapt {header['versions']['vfmadapt']}; this is {__version__}, upgrade it")
+        raise UserError(
+            f"{path} was written by vfmadapt {header['versions']['vfmadapt']}; this is {__version__}, upgrade it"
+        )
     return header, state
 
 
@@ -97,8 +105,8 @@ def check_hash(path: str | Path, header: Mapping[str, Any], spec: BackboneSpec) 
     trained = header["backbone"]
     if trained["weights_hash"] != spec.weights_hash:
         raise UserError(
-            f"{path} was trained on {trained['name']} with weights {trained['weights_hash'][:12]}, this backbone is {spec.name} with "
-            f"{spec.weights_hash[:12]}; load the weights that it was trained on"
+            f"{path} was trained on {trained['name']} with weights {trained['weights_hash'][:12]}, "
+            f"this backbone is {spec.name} with {spec.weights_hash[:12]}; load the weights that it was trained on"
         )
 
 

@@ -1,7 +1,7 @@
 """The command line: `vfmadapt TOOL key=value ...`, `vfmadapt list GROUP`, and the same tools as tools/*.py.
 
-Hydra does the parsing (--help, --cfg job, --multirun work as everywhere); here user errors become one line and exit status 2, where
-Hydra alone would exit with 1 and a traceback.
+Hydra does the parsing (--help, --cfg job, --multirun work as everywhere); here user errors become one line and exit
+status 2, where Hydra alone would exit with 1 and a traceback.
 """
 
 import json
@@ -23,7 +23,14 @@ TOOLS = {
     "check_data": "how hard a data set is: class shares and per-pixel baselines",
     "quickstart": "train, compare with the frozen backbone, map a generated GeoTIFF",
 }
-GROUPS = {"adapters": "adapter", "backbones": "backbone", "heads": "head", "tasks": "task", "data": "data", "experiments": "experiment"}
+GROUPS = {
+    "adapters": "adapter",
+    "backbones": "backbone",
+    "heads": "head",
+    "tasks": "task",
+    "data": "data",
+    "experiments": "experiment",
+}
 USER_ERROR = 2
 
 
@@ -35,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if args and args[0] in TOOLS:
         run(args[0], args[1:])
     wanted = "" if not args or args[0] in ("-h", "--help") else f"unknown command {args[0]!r}; "
-    print(f"{wanted}usage: vfmadapt TOOL key=value ...   or   vfmadapt list {'|'.join(GROUPS)}", file=sys.stderr if wanted else sys.stdout)
+    print(
+        f"{wanted}usage: vfmadapt TOOL key=value ...   or   vfmadapt list {'|'.join(GROUPS)}",
+        file=sys.stderr if wanted else sys.stdout,
+    )
     for name, text in TOOLS.items():
         print(f"  {name:<12}{text}", file=sys.stderr if wanted else sys.stdout)
     sys.exit(USER_ERROR if wanted else 0)

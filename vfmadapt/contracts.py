@@ -1,7 +1,7 @@
 """The seams of the project: what a backbone, an adapter, a head and a data set promise one another.
 
-Every method is written against this file alone. B batch, C channels, H W pixels, h w cells of the token grid, P prefix tokens,
-K classes, N tokens.
+Every method is written against this file alone. B batch, C channels, H W pixels, h w cells of the token grid, P
+prefix tokens, K classes, N tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ IGNORE_INDEX = 255
 class BackboneSpec:
     """What a backbone promises; everything that an adapter or a head may size itself by.
 
-    `dims[i]` and `strides[i]` are the channels and the input pixels per cell of the grid after block (or stage) i. `mean` and `std`
-    (per band, in the units that the weights were trained on) are None where the weights prescribe none. `weights_hash` is the SHA-256
-    of the frozen weights.
+    `dims[i]` and `strides[i]` are the channels and the input pixels per cell of the grid after block (or stage) i.
+    `mean` and `std` (per band, in the units that the weights were trained on) are None where the weights prescribe
+    none. `weights_hash` is the SHA-256 of the frozen weights.
     """
 
     name: str
@@ -45,9 +45,9 @@ class BackboneSpec:
 class Features:
     """Un-normalised features of the requested layers.
 
-    `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0; `strides[i]`: pixels per
-    cell. Where H or W is no multiple of the stride the image was padded at the bottom and right, so a head upsamples by the stride
-    and crops to the image's size.
+    `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0;
+    `strides[i]`: pixels per cell. Where H or W is no multiple of the stride the image was padded at the bottom and
+    right, so a head upsamples by the stride and crops to the image's size.
     """
 
     grids: tuple[Tensor, ...]
@@ -101,7 +101,7 @@ class AfterBlock:
 
 @dataclass(frozen=True)
 class Owned:
-    """The adapter's trained copies of named frozen tensors, swapped in while it is attached: {name in the state dict: parameter}."""
+    """Trained copies of frozen tensors, swapped in while the adapter is attached: {state-dict name: parameter}."""
 
     tensors: Mapping[str, nn.Parameter]
 
@@ -110,7 +110,7 @@ Site = AfterBlock | Owned
 
 
 class Adapter(nn.Module):
-    """A method: parameters plus the sites at which they act. Subclasses take `spec` first and keyword-only settings after it."""
+    """A method: parameters and the sites at which they act; subclasses take `spec`, then keyword-only settings."""
 
     def sites(self) -> Sequence[Site]:
         """Where the method acts; called once, when it is attached."""
@@ -152,7 +152,7 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a data set promises: band names in order, classes in the order of their labels, per-band mean and std in sensor units."""
+    """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units."""
 
     name: str
     bands: tuple[str, ...]
@@ -165,8 +165,9 @@ class DataSpec:
 class Sample(TypedDict):
     """One labelled image.
 
-    `image`: float32 (C, H, W) in sensor units (reflectance for optical data), 0 where not valid; `mask`: int64 (H, W), IGNORE_INDEX
-    where no label counts; `valid`: bool (H, W); `id`: stable name. `crs` (WKT) and `transform` (six affine numbers) where known.
+    `image`: float32 (C, H, W) in sensor units (reflectance for optical data), 0 where not valid; `mask`: int64 (H,
+    W), IGNORE_INDEX where no label counts; `valid`: bool (H, W); `id`: stable name. `crs` (WKT) and `transform` (six
+    affine numbers) where known.
     """
 
     image: Tensor
@@ -192,12 +193,14 @@ class DataSource(Protocol):
     """An entry of conf/data: knows its spec and gives splits."""
 
     @property
-    def spec(self) -> DataSpec: ...
+    def spec(self) -> DataSpec:
+        """Bands, classes and statistics."""
+        ...
 
     def prepare(self) -> None:
         """Make sure that the files are there (generate or check); idempotent."""
         ...
 
     def split(self, name: str) -> Samples:
-        """"train", "val" or "test"."""
+        """The samples of "train", "val" or "test"."""
         ...

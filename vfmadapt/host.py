@@ -22,7 +22,7 @@ class Pass:
 
 
 class _Running(AbstractContextManager[None]):
-    """While entered, the host is in the forward `state`. Can be entered again: a checkpointed block may be computed twice."""
+    """While entered, the host is in the forward `state`; re-entrant, since checkpointing may compute a block twice."""
 
     def __init__(self, host: "AdaptedBackbone", state: Pass) -> None:
         self.host, self.state = host, state
@@ -39,8 +39,8 @@ class _Running(AbstractContextManager[None]):
 class AdaptedBackbone(nn.Module):
     """A frozen backbone with adapters attached at the sites that they declare.
 
-    Sites are forward hooks, so no module of the backbone is replaced and its state-dict keys never change. The backbone is frozen and
-    stays in evaluation mode. One object runs one forward at a time.
+    Sites are forward hooks, so no module of the backbone is replaced and its state-dict keys never change. The
+    backbone is frozen and stays in evaluation mode. One object runs one forward at a time.
 
     Args:
         backbone: the frozen part; frozen here if it was not.
@@ -65,7 +65,7 @@ class AdaptedBackbone(nn.Module):
         self._frozen: dict[str, nn.Parameter] = {}
         self._declared: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] | None = None
-        backbone.recompute_context = self._resume
+        self.backbone.recompute_context = self._resume
         for name, adapter in adapters.items():
             self._attach(name, adapter)
         self.train(False)
@@ -155,7 +155,9 @@ class AdaptedBackbone(nn.Module):
     def _check(self) -> None:
         """One dry forward: every declared site must be called, and something must be trainable."""
         if not self.trainable_parameters() and not all(a.trains_nothing for a in self._each()):
-            raise UserError(f"adapter {', '.join(self.adapters)}: nothing is trainable; use adapter=frozen for the control")
+            raise UserError(
+                f"adapter {', '.join(self.adapters)}: nothing is trainable; use adapter=frozen for the control"
+            )
         like, side = next(self.backbone.parameters()), 2 * max(self.spec.strides)
         image = torch.zeros(1, self.spec.bands, side, side + side // 2, device=like.device, dtype=like.dtype)
         self._fired = set()
@@ -164,8 +166,8 @@ class AdaptedBackbone(nn.Module):
         missed, self._fired = sorted(self._declared - self._fired), None
         if missed:
             raise UserError(
-                f"adapter {missed[0][0]}: {len(missed)} of {len(self._declared)} sites are never called by {self.spec.name}, "
-                f"the first at block {missed[0][1]}; this pair does not work together"
+                f"adapter {missed[0][0]}: {len(missed)} of {len(self._declared)} sites are never called by "
+                f"{self.spec.name}, the first at block {missed[0][1]}; this pair does not work together"
             )
 
 
@@ -178,7 +180,9 @@ def load_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         )
     for key, tensor in own.items():
         if tensor.shape != state[key].shape:
-            raise UserError(f"the adapter file does not fit: {key} is {tuple(state[key].shape)}, needed {tuple(tensor.shape)}")
+            raise UserError(
+                f"the adapter file does not fit: {key} is {tuple(state[key].shape)}, needed {tuple(tensor.shape)}"
+            )
         with torch.no_grad():
             tensor.copy_(state[key])
 

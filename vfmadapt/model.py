@@ -23,11 +23,14 @@ class AdaptedModel(nn.Module):
         super().__init__()
         if backbone.spec.bands != len(spec.bands):
             raise UserError(
-                f"{backbone.spec.name} was built for {backbone.spec.bands} bands, the data has {len(spec.bands)}: {', '.join(spec.bands)}"
+                f"{backbone.spec.name} was built for {backbone.spec.bands} bands, "
+                f"the data has {len(spec.bands)}: {', '.join(spec.bands)}"
             )
         self.backbone = backbone
         self.head = head
         self.spec = spec
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
@@ -41,7 +44,8 @@ class AdaptedModel(nn.Module):
             usable = usable & valid[:, None]
         normalised = ((image - self.mean) / self.std).where(usable, 0)
         features = self.backbone(normalised, self.head.layers)
-        return self.head(features, (image.shape[-2], image.shape[-1]))
+        logits: Tensor = self.head(features, (image.shape[-2], image.shape[-1]))
+        return logits
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that the optimiser may change: the adapters' and the head's."""

@@ -29,7 +29,11 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         log.info("\n$ python tools/train.py %s", " ".join(overrides))
         runs[adapter] = train.main(compose("train", overrides))
     scene = _write_scene(output / "scene.tif", tuple(cfg.scene.size), cfg.scene.seed)
-    overrides = [f"adapter_file={runs['earth']['adapter_file']}", f"input={scene}", f"output={output / 'scene_mask.tif'}"]
+    overrides = [
+        f"adapter_file={runs['earth']['adapter_file']}",
+        f"input={scene}",
+        f"output={output / 'scene_mask.tif'}",
+    ]
     log.info("\n$ python tools/predict.py %s", " ".join(overrides))
     mapped = predict.main(compose("predict", overrides))
     result = {
@@ -42,7 +46,11 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         "preview": mapped["preview"],
         "adapter_file": runs["earth"]["adapter_file"],
     }
-    log.info("\nmIoU on unseen scenes of another sensor: %.3f with the adapter, %.3f frozen", result["miou"], result["frozen_miou"])
+    log.info(
+        "\nmIoU on unseen scenes of another sensor: %.3f with the adapter, %.3f frozen",
+        result["miou"],
+        result["frozen_miou"],
+    )
     for key, what in (("map", "map (GeoTIFF)"), ("preview", "preview picture"), ("adapter_file", "adapter file")):
         log.info("%-16s%s", what, result[key])
     log.info("%-16s%.0f s", "in all", time.perf_counter() - start)

@@ -40,6 +40,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     run = run_folder(cfg)
     resumed = checkpoint_to_resume(cfg.resume, run)
     source = data_source(cfg)
+    data = make_data(cfg, source)
     source.prepare()
     from lightning.pytorch import seed_everything
 
@@ -47,7 +48,6 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
     task: SegmentationTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
-    data = make_data(cfg, source)
     trainer = make_trainer(cfg, run)
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable

@@ -1,7 +1,8 @@
 """Plain ViT, DINOv2, DINOv3 and CLIP image towers of timm behind the backbone contract.
 
-The only place that knows timm's attribute names. timm's ViT (https://arxiv.org/abs/2010.11929) and Eva (its class for RoPE models such
-as DINOv3, https://arxiv.org/abs/2508.10104) differ in what their blocks take; everything else is shared.
+The only place that knows timm's attribute names. timm's ViT (https://arxiv.org/abs/2010.11929) and Eva (its class for
+RoPE models such as DINOv3, https://arxiv.org/abs/2508.10104) differ in what their blocks take; everything else is
+shared.
 """
 
 import hashlib
@@ -20,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from vfmadapt.contracts import BackboneSpec, Features, UserError
 
 RGB = ("red", "green", "blue")
+Net = Any
+"""A timm VisionTransformer or Eva: nn.Module declares none of the attributes that they share."""
+
 POSITIONS_KEPT = 16
 """Grid sizes whose resized position embeddings are kept; a raster uses one, mixed image folders a few."""
 
@@ -38,7 +42,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Net,
         *,
         name: str,
         bands: int | Sequence[str] = RGB,
@@ -51,7 +55,7 @@ class TimmBackbone(nn.Module):
         names = tuple(bands) if not isinstance(bands, int) else RGB if bands == 3 else ("",) * bands
         _require_plain_vit(net, name)
         widen_patch_embed(net, names)
-        self.net = net.requires_grad_(False).eval()
+        self.net: Net = net.requires_grad_(False).eval()
         self.gradient_checkpointing = gradient_checkpointing
         self.recompute_context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._positions: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = {}
@@ -125,9 +129,8 @@ class TimmBackbone(nn.Module):
     def _run(self, block: nn.Module, tokens: Tensor, extra: dict[str, Tensor]) -> Tensor:
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return block(tokens, **extra)
-        return checkpoint(
-            block, tokens, use_reentrant=False, context_fn=partial(_contexts, self.recompute_context()), **extra
-        )
+        contexts = partial(_contexts, self.recompute_context())
+        return checkpoint(block, tokens, use_reentrant=False, context_fn=contexts, **extra)  # type: ignore[call-overload]
 
     def _embed(self, image: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Patches, class and register tokens and position embeddings -> tokens (B, P + h*w, C) and the rotary table."""
@@ -144,7 +147,7 @@ class TimmBackbone(nn.Module):
         return net.norm_pre(tokens), rope
 
     def _position(self, grid: tuple[int, int], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Absolute embedding (1, P or 0 + h*w, C) and rotary table for a grid, computed once per grid, device and dtype."""
+        """Absolute embedding (1, P or 0 + h*w, C) and rotary table; computed once per grid, device and dtype."""
         net = self.net
         trained = net.pos_embed is not None and net.pos_embed.requires_grad
         key = (*grid, like.device, like.dtype)
@@ -163,33 +166,40 @@ class TimmBackbone(nn.Module):
         return position, rope
 
 
-def _contexts(recompute: AbstractContextManager[Any]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(
+    recompute: AbstractContextManager[Any],
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     return nullcontext(), recompute
 
 
-def _resize_positions(net: nn.Module, grid: tuple[int, int]) -> Tensor:
+def _resize_positions(net: Net, grid: tuple[int, int]) -> Tensor:
     from timm.layers import resample_abs_pos_embed
 
     prefix = 0 if net.no_embed_class else net.num_prefix_tokens
     return resample_abs_pos_embed(net.pos_embed, list(grid), list(net.patch_embed.grid_size), prefix)
 
 
-def _require_plain_vit(net: nn.Module, name: str) -> None:
+def _require_plain_vit(net: Net, name: str) -> None:
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(net, VisionTransformer | Eva) or getattr(net, "rope_mixed", False):
-        raise UserError(f"{name} is a {type(net).__name__}; this wrapper takes timm's VisionTransformer and Eva (DINOv3)")
+        raise UserError(
+            f"{name} is a {type(net).__name__}; this wrapper takes timm's VisionTransformer and Eva (DINOv3)"
+        )
     if not net.dynamic_img_size:
-        raise UserError(f"{name} was built for one image size; build it with timm.create_model(..., dynamic_img_size=True)")
+        raise UserError(
+            f"{name} was built for one image size; build it with timm.create_model(..., dynamic_img_size=True)"
+        )
 
 
-def widen_patch_embed(net: nn.Module, bands: Sequence[str]) -> None:
+def widen_patch_embed(net: Net, bands: Sequence[str]) -> None:
     """Give the first layer one filter per band, in place.
 
-    Rule: a band named red, green or blue keeps the pretrained filter of that colour; any other band gets the mean of the three; then all
-    are scaled by 3 / N, so that a picture with the same value in every band gives the response of a grey RGB picture. One unnamed band
-    therefore gets the sum of the three filters. Three bands in the order red, green, blue stay as they are.
+    Rule: a band named red, green or blue keeps the pretrained filter of that colour; any other band gets the mean of
+    the three; then all are scaled by 3 / N, so that a picture with the same value in every band gives the response of
+    a grey RGB picture. One unnamed band therefore gets the sum of the three filters. Three bands in the order red,
+    green, blue stay as they are.
     """
     if tuple(bands) == RGB:
         return
@@ -199,7 +209,7 @@ def widen_patch_embed(net: nn.Module, bands: Sequence[str]) -> None:
     new = nn.Conv2d(len(bands), old.out_channels, old.kernel_size, old.stride, bias=old.bias is not None)
     with torch.no_grad():
         new.weight.copy_(torch.stack(filters, 1) * (3 / len(bands)))
-        if old.bias is not None:
+        if new.bias is not None:
             new.bias.copy_(old.bias)
     net.patch_embed.proj = new.to(old.weight)
 
@@ -241,12 +251,15 @@ def timm_backbone(
 
     if pretrained is None and weights is None:
         raise UserError(
-            f"backbone {name} has no weights: pass backbone.weights=FILE or FOLDER, backbone.pretrained=true (downloads them) "
+            f"backbone {name} has no weights: pass backbone.weights=FILE or FOLDER, "
+            "backbone.pretrained=true (downloads them) "
             "or backbone.pretrained=false (random weights)"
         )
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-        raise UserError(f"timm has no model {name!r}; close names: {', '.join(close) or 'none'}; see timm.list_models()")
+        raise UserError(
+            f"timm has no model {name!r}; close names: {', '.join(close) or 'none'}; see timm.list_models()"
+        )
     build = partial(timm.create_model, name, num_classes=0, dynamic_img_size=True, **(settings or {}))
     if pretrained and weights is None:
         try:
@@ -265,7 +278,7 @@ def timm_backbone(
     return _wrap(net, name=name, bands=bands, gradient_checkpointing=gradient_checkpointing)
 
 
-def wrap_timm(net: nn.Module, *, gradient_checkpointing: bool = False) -> TimmBackbone:
+def wrap_timm(net: Net, *, gradient_checkpointing: bool = False) -> TimmBackbone:
     """A timm model that the caller built -> frozen backbone; the object itself is used (and frozen), not a copy."""
     channels = net.patch_embed.proj.in_channels if hasattr(net, "patch_embed") else 3
     if channels != 3:
@@ -274,7 +287,7 @@ def wrap_timm(net: nn.Module, *, gradient_checkpointing: bool = False) -> TimmBa
     return _wrap(net, name=name, bands=RGB, gradient_checkpointing=gradient_checkpointing)
 
 
-def _wrap(net: nn.Module, *, name: str, bands: int | Sequence[str], gradient_checkpointing: bool) -> TimmBackbone:
+def _wrap(net: Net, *, name: str, bands: int | Sequence[str], gradient_checkpointing: bool) -> TimmBackbone:
     cfg = getattr(net, "pretrained_cfg", None) or {}
     return TimmBackbone(
         net,
@@ -300,8 +313,8 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
-def load_weights(net: nn.Module, path: Path, name: str) -> None:
-    """Load a file into a timm model; every tensor of the model must be in it (classifier and mask tokens may be left over)."""
+def load_weights(net: Net, path: Path, name: str) -> None:
+    """Load a file into a timm model; it must hold every tensor of the model, others (a classifier) are left over."""
     from timm.models import load_state_dict
 
     try:
@@ -314,6 +327,7 @@ def load_weights(net: nn.Module, path: Path, name: str) -> None:
         raise UserError(f"backbone.weights={path} does not fit {name}: {reason}") from error
     if result.missing_keys:
         raise UserError(
-            f"backbone.weights={path} does not fit {name}: {len(result.missing_keys)} of {len(net.state_dict())} tensors are "
+            f"backbone.weights={path} does not fit {name}: "
+            f"{len(result.missing_keys)} of {len(net.state_dict())} tensors are "
             f"missing, first {result.missing_keys[0]}"
         )

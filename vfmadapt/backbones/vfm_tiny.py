@@ -1,6 +1,7 @@
 """vfm_tiny: the embedded default backbone, a ViT of 4.8 M parameters whose weights lie in the package.
 
-Pretrained by masked-image modelling on generated satellite, medical and map imagery; recipe and figures in docs/vfm_tiny.md.
+Pretrained by masked-image modelling on generated satellite, medical and map imagery; recipe and figures in
+docs/vfm_tiny.md.
 """
 
 from collections.abc import Sequence

@@ -71,10 +71,11 @@ class Augment:
         valid = sample["valid"].numpy()
         image, valid, mask = self._window(image, valid, sample["mask"].numpy(), rng)
         image, valid, mask = self._transform(image, valid, mask, rng)
+        shown = rng.random() < self.display
         if self.radiometric:
-            image = jitter(image, rng, self.radiometric)
-        if rng.random() < self.display:
-            image = to_display(image, rng)
+            image = jitter(image, valid, rng, self.radiometric * (0.5 if shown else 1.0))
+        if shown:
+            image = to_display(image, valid, rng)
         image[:, ~valid] = 0
         mask[~valid] = IGNORE_INDEX
         out = cast(Sample, {k: v for k, v in sample.items() if k not in ("crs", "transform")})
@@ -134,17 +135,18 @@ def _geometry(crop: int, *, flips: bool, affine: float, blur: float) -> Any:
     return albu.Compose(steps)
 
 
-def jitter(image: Floats, rng: np.random.Generator, strength: float = 1.0) -> Floats:
+def jitter(image: Floats, valid: NDArray[np.bool_], rng: np.random.Generator, strength: float = 1.0) -> Floats:
     """Change an image (C, H, W) of reflectances as another sensor, atmosphere or product would.
 
     y = gain x cast_c x |x|^gamma (with the sign of x) + haze + offset_c + noise; all ranges shrink to nothing with
-    `strength`.
+    `strength`. The gain never lifts the brightest of the `valid` pixels (H, W) above 1.1, which no product holds.
     """
     per_band = (len(image), 1, 1)
-    gain = np.exp(strength * rng.uniform(np.log(0.6), np.log(1.6)))
+    top = max(_level(image, valid, 98), 1e-6)
+    gain = min(np.exp(strength * rng.uniform(np.log(0.6), np.log(1.6))), max(1.1 / top, 1.0))
     gamma = np.exp(strength * rng.uniform(np.log(0.75), np.log(1.3)))
     haze = strength * rng.uniform(0, 0.12) * (rng.random() < 0.5)
-    cast = np.exp(strength * rng.normal(0, 0.08, per_band))
+    cast = np.exp(strength * rng.normal(0, 0.06, per_band))
     offset = haze + strength * rng.normal(0, 0.01, per_band)
     noise = strength * rng.uniform(0, 0.015)
     out = _power(image, gamma)
@@ -155,25 +157,35 @@ def jitter(image: Floats, rng: np.random.Generator, strength: float = 1.0) -> Fl
     return out
 
 
-def to_display(image: Floats, rng: np.random.Generator) -> Floats:
+def to_display(image: Floats, valid: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
     """Reflectances (C, H, W) -> what an 8-bit picture of them holds, k/255 in 0..1.
 
-    Products on the web show dark land at grey levels of 0.1 to 0.4, compress it by gamma, tint it, and let bright
-    clouds saturate.
+    y = black_c + (white_c - black_c) x (x / level)^gamma. Pictures on the web show dark land at grey levels of 0.1 to
+    0.45, lift it by a gamma, tint it, some strongly, and let the brightest clouds saturate. Level and gamma follow the
+    98th and 50th percentile of the `valid` pixels (H, W), so that land never turns white.
     """
     per_band = (len(image), 1, 1)
-    white = rng.uniform(0.5, 1.1)
-    gamma = np.exp(rng.uniform(np.log(0.4), np.log(1.1)))
-    black = np.clip(rng.uniform(0, 0.4) + rng.normal(0, 0.05, per_band), 0, 0.6)
-    top = np.clip(rng.normal(1, 0.08, per_band), 0.75, 1.15)
-    out = _power(np.clip(image / np.float32(white), 0, 1.2), gamma)
-    out *= (top - black).astype(np.float32)
+    level = max(rng.uniform(0.5, 1.1), _level(image, valid, 98) * rng.uniform(0.85, 1.3))
+    median = float(np.clip(_level(image, valid, 50) / level, 1e-3, 0.99))
+    gamma = float(np.clip(np.log(rng.uniform(0.1, 0.5)) / np.log(median), 0.4, 1.2))
+    tint = 0.12 if rng.random() < 0.2 else 0.03
+    black = rng.uniform(0, 0.45) * (1 - median**gamma) + rng.normal(0, tint, per_band)
+    white = np.clip(rng.normal(1, 0.05, per_band), 0.8, 1.15)
+    black = np.clip(black, 0, 0.6)
+    out = _power(np.maximum(image / np.float32(level), 0), gamma)
+    out *= (white - black).astype(np.float32)
     out += black.astype(np.float32)
     np.clip(out, 0, 1, out=out)
     out *= 255
     np.rint(out, out=out)
     out /= 255
     return out
+
+
+def _level(image: Floats, valid: NDArray[np.bool_], percentile: float) -> float:
+    """A percentile over the valid pixels of all bands, from every fourth row and column."""
+    values = image[:, ::4, ::4][:, valid[::4, ::4]]
+    return float(np.percentile(values, percentile)) if values.size else 1.0
 
 
 def _power(image: Floats, exponent: float) -> Floats:
