@@ -39,11 +39,11 @@ class Preset:
     name: str
     haze: Range = (0.0, 0.06)
     path: Range = (0.2, 1.2)
-    white: Range = (1.4, 5.0)
+    white: Range = (1.6, 3.2)
     dehaze: Range = (0.2, 0.9)
     floor: Ranges = ((0.0, 0.05),) * 4
     ceiling: Ranges = ((0.9, 1.0),) * 4
-    tint: float = 0.06
+    tint: float = 0.04
     tone: Range = (0.0, 0.8)
     blur: Range = (0.3, 1.2)
     noise: Range = (0.001, 0.010)
@@ -53,36 +53,36 @@ class Preset:
 
 TRAIN_PRESETS = (
     Preset("toa", path=(0.7, 1.3), white=(0.0, 0.0), tint=0.02, noise=(0.001, 0.006), levels=0),
-    Preset("display", floor=((0.0, 0.25),) * 4, tone=(0.0, 0.9)),
+    Preset("display", white=(1.6, 3.2), floor=((0.05, 0.25),) * 4, tone=(0.2, 0.9)),
     Preset(
         "flat",
-        haze=(0.02, 0.10),
-        white=(1.5, 4.5),
-        floor=((0.22, 0.44), (0.22, 0.42), (0.20, 0.40), (0.05, 0.30)),
+        haze=(0.02, 0.06),
+        white=(1.6, 3.2),
+        floor=((0.18, 0.34), (0.18, 0.32), (0.16, 0.30), (0.05, 0.30)),
         tone=(-0.2, 0.5),
     ),
     Preset(
         "cast_green",
-        haze=(0.02, 0.10),
-        floor=((0.25, 0.42), (0.25, 0.40), (0.18, 0.30), (0.10, 0.30)),
+        haze=(0.02, 0.06),
+        floor=((0.20, 0.34), (0.20, 0.32), (0.14, 0.26), (0.10, 0.30)),
         ceiling=((0.80, 1.0), (0.88, 1.0), (0.75, 1.0), (0.80, 1.0)),
         blur=(0.5, 1.5),
     ),
     Preset(
         "cast_blue",
-        haze=(0.02, 0.10),
-        white=(1.6, 5.0),
-        floor=((0.35, 0.55), (0.20, 0.38), (0.08, 0.30), (0.05, 0.30)),
+        haze=(0.02, 0.06),
+        white=(1.6, 3.2),
+        floor=((0.30, 0.46), (0.16, 0.32), (0.06, 0.24), (0.05, 0.30)),
         ceiling=((0.75, 1.0), (0.75, 1.0), (0.70, 1.0), (0.70, 1.0)),
         blur=(0.5, 1.6),
     ),
     Preset(
         "globe",
         path=(0.0, 0.5),
-        white=(1.6, 5.5),
-        ceiling=((0.75, 1.0),) * 4,
-        tint=0.10,
-        tone=(0.2, 1.0),
+        white=(1.7, 3.4),
+        ceiling=((0.80, 1.0),) * 4,
+        tint=0.06,
+        tone=(0.4, 1.0),
         sharpen=(0.0, 0.6),
         blur=(0.4, 1.5),
     ),
@@ -93,14 +93,14 @@ TEST_PRESET = Preset(
     "test",
     haze=(0.0, 0.08),
     path=(0.2, 1.0),
-    white=(1.5, 5.0),
-    floor=((0.02, 0.34), (0.04, 0.38), (0.08, 0.42), (0.02, 0.30)),
-    ceiling=((0.74, 0.94), (0.78, 1.0), (0.80, 1.0), (0.75, 1.0)),
-    tint=0.10,
-    tone=(0.0, 0.9),
+    white=(1.6, 3.0),
+    floor=((0.02, 0.26), (0.04, 0.29), (0.08, 0.33), (0.02, 0.25)),
+    ceiling=((0.86, 0.96), (0.88, 1.0), (0.90, 1.0), (0.85, 1.0)),
+    tint=0.06,
+    tone=(0.2, 0.9),
     blur=(0.6, 1.1),
-    noise=(0.004, 0.012),
-    sharpen=(0.2, 0.7),
+    noise=(0.003, 0.009),
+    sharpen=(0.1, 0.5),
     levels=1024,
 )
 """Sensor family of the test scenes only: a warm cast, sharpened, noisier, 10 bits."""

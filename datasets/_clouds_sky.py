@@ -16,17 +16,17 @@ from vfmadapt.datasets._procedural import Field, Size
 
 CLEAR, THICK, THIN, SHADOW, IGNORE = 0, 1, 2, 3, 255
 
-THIN_FROM = 0.07
+THIN_FROM = 0.10
 """Cloud reflectance at which a veil starts to be visible over ordinary ground: the border of clear and thin."""
-THICK_FROM = 0.30
-"""Cloud reflectance at which the ground is hidden (tau about 6): the border of thin and thick."""
-SHADOW_FROM = 0.25
+THICK_FROM = 0.25
+"""Cloud reflectance at which the ground is all but hidden (tau about 4.5): the border of thin and thick."""
+SHADOW_FROM = 0.50
 """Share of the direct sunlight that must be missing for a shadow."""
-RIM_FROM = 0.14
+RIM_FROM = 0.15
 """Cloud reflectance from which the blurred rim of a thick cloud counts as part of it; below, nobody can say."""
-SMALLEST = 40
+SMALLEST = 64
 """Pixels of the smallest region that is labelled by itself."""
-SEEN_CLOUD, SEEN_SHADOW = 0.02, 0.01
+SEEN_CLOUD, SEEN_SHADOW = 0.06, 0.05
 """Changes of the stored value (of about 0..1) that can just be seen; shadows are found in darker, quieter ground."""
 
 _TWO_STREAM = 0.075
@@ -69,61 +69,61 @@ def _wisps(rng: np.random.Generator, field: Field, strength: float) -> Field:
 
 
 def _cumulus(rng: np.random.Generator, size: Size) -> Field:
-    outer, inner = _log_uniform(rng, 50, 300), rng.uniform(0, 2.5)
+    outer, inner = _log_uniform(rng, 80, 300), rng.uniform(1, 4)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.10, 0.36), _log_uniform(rng, 15, 60), rng.uniform(0.6, 1.3))
+    return _grow(noise, rng.uniform(0.10, 0.36), _log_uniform(rng, 30, 90), rng.uniform(0.35, 0.7))
 
 
 def _streets(rng: np.random.Generator, size: Size) -> Field:
-    angle, spacing = rng.uniform(0, np.pi), _log_uniform(rng, 36, 110)
+    angle, spacing = rng.uniform(0, np.pi), _log_uniform(rng, 55, 140)
     _, v = proc.coordinates(size, angle)
     bend = proc.power_noise(rng, size, 2.5, outer=200) * np.float32(0.25 * spacing)
     rows = np.cos((v + bend) * np.float32(2 * np.pi / spacing) + np.float32(rng.uniform(0, 6)))
     noise = proc.power_noise(rng, size, 1.7, outer=spacing, anisotropy=2, angle=angle)
     return _grow(
-        noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 12, 50), 0.8
+        noise + np.float32(rng.uniform(0.5, 1.2)) * rows, rng.uniform(0.1, 0.4), _log_uniform(rng, 30, 80), 0.5
     )
 
 
 def _cellular(rng: np.random.Generator, size: Size) -> Field:
     """Stratocumulus: closed cells inside a deck that ends somewhere."""
-    scale = _log_uniform(rng, 14, 50)
+    scale = _log_uniform(rng, 24, 60)
     u, v = proc.coordinates(size, rng.uniform(0, np.pi))
     noise = proc.power_noise(rng, size, 1.7, outer=scale)
     _, first, _ = proc.cells(rng, u + noise * np.float32(0.18 * scale), v * np.float32(rng.uniform(1, 1.6)), scale)
     deck = proc.power_noise(rng, size, 2.0, outer=250)
-    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.6), _log_uniform(rng, 12, 40), 0.8)
+    return _grow(1.1 * deck + 0.45 * noise - 1.3 * first, rng.uniform(0.2, 0.6), _log_uniform(rng, 25, 60), 0.5)
 
 
 def _fractal(rng: np.random.Generator, size: Size) -> Field:
     noise = proc.power_noise(
-        rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 80, 400), inner=rng.uniform(0, 2)
+        rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 120, 400), inner=rng.uniform(1, 3)
     )
     torn = _wisps(rng, noise, rng.uniform(0, 8))
-    return _grow(torn, rng.uniform(0.15, 0.6), _log_uniform(rng, 10, 50), rng.uniform(0.7, 1.6))
+    return _grow(torn, rng.uniform(0.15, 0.6), _log_uniform(rng, 25, 70), rng.uniform(0.35, 0.75))
 
 
 def _ripples(rng: np.random.Generator, size: Size) -> Field:
     """Altocumulus: small blobs or rolls within a larger sheet."""
-    length, stretch, angle = _log_uniform(rng, 12, 26), rng.uniform(1, 3), rng.uniform(0, np.pi)
+    length, stretch, angle = _log_uniform(rng, 20, 36), rng.uniform(1, 3), rng.uniform(0, np.pi)
     blobs = proc.power_noise(rng, size, 3.0, outer=length, inner=length / 8, anisotropy=stretch, angle=angle)
     sheet = proc.power_noise(rng, size, 2.0, outer=200)
-    peak = rng.uniform(2.5, 4.5) if rng.random() < 0.5 else _log_uniform(rng, 14, 30)  # all thin, or nearly all thick
+    peak = rng.uniform(2.4, 3.6) if rng.random() < 0.5 else _log_uniform(rng, 25, 50)  # all thin, or nearly all thick
     return _grow(sheet + np.float32(rng.uniform(0.3, 0.7)) * blobs, rng.uniform(0.2, 0.55), peak, 0.7)
 
 
 def _cirrus(rng: np.random.Generator, size: Size) -> Field:
-    outer, stretch, angle = _log_uniform(rng, 80, 250), _log_uniform(rng, 2, 10), rng.uniform(0, np.pi)
+    outer, stretch, angle = _log_uniform(rng, 120, 300), _log_uniform(rng, 2, 8), rng.uniform(0, np.pi)
     noise = proc.power_noise(rng, size, rng.uniform(1.6, 2.1), outer=outer, inner=1.0, anisotropy=stretch, angle=angle)
     torn = _wisps(rng, noise, rng.uniform(2, 14))
-    return _grow(torn, rng.uniform(0.2, 0.7), _log_uniform(rng, 2.5, 5), rng.uniform(0.5, 0.9))
+    return _grow(torn, rng.uniform(0.3, 0.75), _log_uniform(rng, 2.6, 3.8), rng.uniform(0.25, 0.5))
 
 
 def _veil(rng: np.random.Generator, size: Size) -> Field:
     """Fog and smooth stratus, half transparent."""
     outer, inner = _log_uniform(rng, 120, 400), rng.uniform(0, 4)
     noise = proc.power_noise(rng, size, rng.uniform(1.8, 2.5), outer=outer, inner=inner)
-    return _grow(noise, rng.uniform(0.25, 0.7), _log_uniform(rng, 2.5, 5), rng.uniform(0.5, 0.9))
+    return _grow(noise, rng.uniform(0.3, 0.75), _log_uniform(rng, 2.6, 3.8), rng.uniform(0.25, 0.5))
 
 
 def _plume(rng: np.random.Generator, size: Size) -> Field:
@@ -132,33 +132,33 @@ def _plume(rng: np.random.Generator, size: Size) -> Field:
     body = proc.power_noise(rng, size, 2.4, outer=300, anisotropy=rng.uniform(1, 4), angle=angle)
     fibre = proc.power_noise(rng, size, 1.5, outer=60, anisotropy=rng.uniform(1, 6), angle=angle)
     torn = _wisps(rng, body + np.float32(rng.uniform(0.1, 0.4)) * fibre, rng.uniform(0, 8))
-    return _grow(torn, rng.uniform(0.15, 0.5), _log_uniform(rng, 7, 30))
+    return _grow(torn, rng.uniform(0.15, 0.5), _log_uniform(rng, 20, 50), 0.6)
 
 
 def _overcast(rng: np.random.Generator, size: Size) -> Field:
     noise = proc.power_noise(rng, size, rng.uniform(1.5, 2.0), outer=_log_uniform(rng, 60, 200))
-    return _grow(noise, rng.uniform(0.8, 0.97), _log_uniform(rng, 15, 45), 0.7)
+    return _grow(noise, rng.uniform(0.7, 0.9), _log_uniform(rng, 25, 60), 0.6)
 
 
 def _popcorn(rng: np.random.Generator, size: Size) -> Field:
-    noise = proc.power_noise(rng, size, 2.2, outer=_log_uniform(rng, 20, 45), inner=1.5)
+    noise = proc.power_noise(rng, size, 2.2, outer=_log_uniform(rng, 30, 60), inner=2.0)
     where = proc.power_noise(rng, size, 2.0, outer=150)
     mixed = noise + np.float32(rng.uniform(0.2, 1.0)) * where
-    return _grow(mixed, rng.uniform(0.05, 0.22), _log_uniform(rng, 15, 60), 0.8)
+    return _grow(mixed, rng.uniform(0.08, 0.25), _log_uniform(rng, 30, 90), 0.5)
 
 
 # regime: (function, weight, is it ice, lowest and highest shift of its shadow in pixels)
 REGIMES: Mapping[str, tuple[Regime, float, bool, tuple[float, float]]] = {
-    "cumulus": (_cumulus, 0.32, False, (16, 70)),
-    "streets": (_streets, 0.10, False, (16, 50)),
-    "cellular": (_cellular, 0.08, False, (10, 40)),
-    "fractal": (_fractal, 0.16, False, (14, 70)),
-    "ripples": (_ripples, 0.06, False, (15, 70)),
-    "cirrus": (_cirrus, 0.11, True, (40, 90)),
-    "veil": (_veil, 0.09, False, (5, 20)),
-    "plume": (_plume, 0.10, False, (14, 60)),
+    "cumulus": (_cumulus, 0.32, False, (20, 60)),
+    "streets": (_streets, 0.06, False, (18, 40)),
+    "cellular": (_cellular, 0.06, False, (10, 40)),
+    "fractal": (_fractal, 0.16, False, (20, 60)),
+    "ripples": (_ripples, 0.04, False, (15, 70)),
+    "cirrus": (_cirrus, 0.19, True, (40, 90)),
+    "veil": (_veil, 0.17, False, (5, 20)),
+    "plume": (_plume, 0.10, False, (20, 60)),
     "overcast": (_overcast, 0.02, False, (8, 40)),
-    "popcorn": (_popcorn, 0.08, False, (10, 30)),
+    "popcorn": (_popcorn, 0.05, False, (14, 30)),
 }
 """Each cloudy scene has one of these; a second, high layer of cirrus or a veil lies over some."""
 
@@ -176,7 +176,7 @@ def draw_layers(rng: np.random.Generator, size: Size, sun: Sun) -> list[Layer]:
     names = list(REGIMES)
     weights = np.asarray([REGIMES[name][1] for name in names])
     chosen = [names[rng.choice(len(names), p=weights / weights.sum())]]
-    if chosen[0] not in ("cirrus", "veil", "overcast") and rng.random() < 0.3:
+    if chosen[0] not in ("cirrus", "veil", "overcast") and rng.random() < 0.25:
         chosen.append("cirrus" if rng.random() < 0.6 else "veil")
     layers = []
     for name in chosen:
@@ -228,13 +228,13 @@ def cover(rng: np.random.Generator, surface: Stack, layers: list[Layer], sun: Su
     light = np.ones(size, dtype=np.float32)
     for layer, (_, towards) in zip(layers, pairs, strict=True):
         depth = proc.blur(towards, 0.7 + 0.02 * float(np.hypot(*layer.shift)))  # the sun is a disc, cloud sides scatter
-        light *= 1 - np.float32(0.95) * _reflectance(np.float32(2) * depth)
-    skylight = _SKYLIGHT * np.float32(rng.uniform(0.3, 0.8)) + np.float32(rng.uniform(0.0, 0.04))
+        light *= 1 - np.float32(0.95) * _reflectance(np.float32(5) * depth)
+    skylight = _SKYLIGHT * np.float32(rng.uniform(0.2, 0.5))
     image = shaded = surface * (skylight + (1 - skylight) * light)
     cloud = np.zeros(size, dtype=np.float32)
     for layer, (tau, _) in zip(layers, pairs, strict=True):
         grey = _reflectance(tau)
-        lit = _lit(tau, sun, rng.uniform(0.3, 2.2)) * np.float32(rng.uniform(0.9, 1.15))
+        lit = _lit(tau, sun, rng.uniform(0.2, 1.2)) * np.float32(rng.uniform(0.9, 1.15))
         image = (grey * lit) * (_ICE if layer.ice else _DROPLETS) + image * ((1 - grey) ** 2 / (1 - 0.5 * grey))
         cloud = 1 - (1 - cloud) * (1 - grey)
     return Sky(cloud, 1 - light, surface, shaded, np.asarray(image, dtype=np.float32))

@@ -74,7 +74,7 @@ def _woods(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     )
     stack *= _grain(rng, size, rng.uniform(0.02, 0.14), outer=rng.uniform(3, 12))
     if rng.random() < 0.5:
-        stack *= 0.25 + 0.75 * np.minimum(_hills(rng, size, sun, rng.uniform(0.2, 1.4)), 2.0)
+        stack *= 0.25 + 0.75 * np.minimum(_hills(rng, size, sun, rng.uniform(0.1, 0.7)), 2.0)
     if rng.random() < 0.3:
         stack = _blend(stack, _spectrum(rng, "soil", "dry_grass", "red_soil", "young_crop"), _clearings(rng, size))
     return stack
@@ -149,13 +149,13 @@ def _ranges(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
         lower, _spectrum(rng, "rock", "brown_rock", "dark_rock", "gravel"), proc.smoothstep(height, 0.2, 0.6)
     )
     stack *= _grain(rng, size, rng.uniform(0.04, 0.14), outer=16, exponent=1.0)
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         line = proc.quantile(height, rng.uniform(0.3, 0.95))
         cover = proc.smoothstep(
             height + 0.06 * proc.power_noise(rng, size, 1.0, outer=20), line, line + rng.uniform(0.03, 0.15)
         )
         stack = _blend(stack, _spectrum(rng, "snow", "old_snow"), cover)
-    light = proc.hillshade(height, sun.azimuth, sun.elevation, _log_uniform(rng, 0.3, 1.6) * scale / 6)
+    light = proc.hillshade(height, sun.azimuth, sun.elevation, _log_uniform(rng, 0.2, 0.9) * scale / 6)
     return np.asarray(stack * (0.2 + 0.8 * np.minimum(light, 2.2)), dtype=np.float32)
 
 
@@ -214,7 +214,7 @@ def _pans(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
 
 def _marshes(rng: np.random.Generator, size: Size, sun: Sun) -> Stack:
     stack = _blend(_woods(rng, size, sun), _spectrum(rng, "marsh", "grass", "dry_grass"), rng.uniform(0.2, 0.9))
-    pond = proc.power_noise(rng, size, 1.6, outer=_log_uniform(rng, 20, 80))
+    pond = proc.power_noise(rng, size, 2.5, outer=_log_uniform(rng, 20, 80))
     return _blend(stack, _spectrum(rng, "water", "turbid_water", "green_water"), proc.smoothstep(pond, 0.9, 1.1))
 
 
@@ -225,11 +225,11 @@ COVERS: Mapping[str, tuple[Cover, float, float]] = {
     "soils": (_soils, 0.12, 0.12),
     "desert": (_desert, 0.13, 0.08),
     "ranges": (_ranges, 0.13, 0.06),
-    "waters": (_waters, 0.09, 0.12),
-    "town": (_town, 0.04, 0.08),
-    "snows": (_snows, 0.04, 0.03),
-    "pans": (_pans, 0.02, 0.05),
-    "marshes": (_marshes, 0.03, 0.04),
+    "waters": (_waters, 0.07, 0.07),
+    "town": (_town, 0.04, 0.05),
+    "snows": (_snows, 0.01, 0.03),
+    "pans": (_pans, 0.02, 0.03),
+    "marshes": (_marshes, 0.02, 0.02),
 }
 
 
@@ -248,7 +248,7 @@ def _lay(rng: np.random.Generator, stack: Stack, name: str, sun: Sun) -> Stack:
 def _decorate(rng: np.random.Generator, stack: Stack, base: str) -> Stack:
     """Roads, rivers, villages and burnt ground on top of the covers."""
     size = (stack.shape[1], stack.shape[2])
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         shape = proc.power_noise(rng, size, 1.8, outer=60)
         burnt = proc.smoothstep(shape, proc.quantile(shape, 0.9), 3.0) > 0.01
         stack = _blend(

@@ -4,8 +4,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.datasets._procedural import (
-    Field, Size, blur, cells, coordinates, draw_lines, draw_polygons, hillshade, parcels, power_noise, smoothstep, walk,
-)  # fmt: skip
+    Field,
+    Size,
+    blur,
+    cells,
+    coordinates,
+    draw_lines,
+    draw_polygons,
+    hillshade,
+    parcels,
+    power_noise,
+    smoothstep,
+    walk,
+)
 
 Picture = NDArray[np.uint8]
 Rgb = NDArray[np.float32]
@@ -61,7 +72,11 @@ def _relief(sheet: _Sheet, height: Field) -> None:
 
 def _tints(sheet: _Sheet, height: Field) -> None:
     rng, size = sheet.rng, sheet.size
-    inks = [((0.6, 0.8, 0.5), (0.85, 0.95, 0.75)), ((0.9, 0.85, 0.6), (1.0, 0.95, 0.8)), ((0.9, 0.7, 0.65), (1.0, 0.9, 0.85))]
+    inks = [
+        ((0.6, 0.8, 0.5), (0.85, 0.95, 0.75)),  # woods
+        ((0.9, 0.85, 0.6), (1.0, 0.95, 0.8)),  # open ground
+        ((0.9, 0.7, 0.65), (1.0, 0.9, 0.85)),  # settlement
+    ]
     u, v = coordinates(size, float(rng.uniform(0, 3.14)))
     for low, high in inks:
         if rng.random() < 0.5:
@@ -132,15 +147,19 @@ def _lettering(sheet: _Sheet) -> None:
     """Words of made-up glyphs, 2 to 5 short strokes each, upright or along a slant."""
     rng, size = sheet.rng, sheet.size
     for _ in range(rng.integers(1, 9)):
-        height, slant = float(rng.choice([5, 6, 7, 8, 10, 14, 20])), float(rng.choice([0, 0, 0, rng.uniform(-0.8, 0.8)]))
+        height = float(rng.choice([5, 6, 7, 8, 10, 14, 20]))
+        slant = float(rng.choice([0, 0, 0, rng.uniform(-0.8, 0.8)]))
         at = rng.uniform(0, 1, 2) * size[::-1]
         gap, lines = rng.uniform(0.75, 1.4), []
-        alphabet = [[rng.choice([0.0, 0.3, 0.6], (2, 2)) * [1, 1.6] for _ in range(rng.integers(2, 5))] for _ in range(12)]
+        alphabet = [
+            [rng.choice([0.0, 0.3, 0.6], (2, 2)) * [1, 1.6] for _ in range(rng.integers(2, 5))] for _ in range(12)
+        ]
         turn = np.array([[np.cos(slant), np.sin(slant)], [-np.sin(slant), np.cos(slant)]])
         for place in range(rng.integers(3, 11)):
             for stroke in alphabet[rng.integers(12)]:
                 lines.append(((stroke * height + [place * gap * height * 0.8, 0]) @ turn + at).astype(np.float32))
-        colour = sheet.ink((0.0,) * 3, (0.25,) * 3) if rng.random() < 0.8 else sheet.ink((0.0, 0.1, 0.4), (0.5, 0.4, 0.8))
+        black = rng.random() < 0.8
+        colour = sheet.ink((0.0,) * 3, (0.25,) * 3) if black else sheet.ink((0.0, 0.1, 0.4), (0.5, 0.4, 0.8))
         sheet.print(draw_lines(size, lines, [max(1.0, height * rng.uniform(0.08, 0.16))] * len(lines)), colour)
 
 

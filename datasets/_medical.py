@@ -19,7 +19,9 @@ def _picture(image: NDArray[np.floating]) -> Picture:
     return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _blob(rng: np.random.Generator, size: Size, centre: tuple[float, float], radii: tuple[float, float], rough: float) -> Field:
+def _blob(
+    rng: np.random.Generator, size: Size, centre: tuple[float, float], radii: tuple[float, float], rough: float
+) -> Field:
     """Signed distance-like field of a warped ellipse: 1 at the centre, 0 at the border, in units of the radius."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -49,7 +51,9 @@ def _slice(rng: np.random.Generator, size: Size, levels: tuple[float, float], ri
     for _ in range(rng.integers(6, 18)):
         at = centre + rng.normal(0, 0.5, 2) * spread
         radius = spread * rng.uniform(0.08, 0.5)
-        organ = _blob(rng, size, (float(at[0]), float(at[1])), (radius, radius * rng.uniform(0.4, 1.0)), rng.uniform(0.02, 0.2))
+        organ = _blob(
+            rng, size, (float(at[0]), float(at[1])), (radius, radius * rng.uniform(0.4, 1.0)), rng.uniform(0.02, 0.2)
+        )
         share = smoothstep(organ, 0.0, rng.uniform(0.03, 0.3)) * smoothstep(field, layer, layer + 0.05)
         value = rng.uniform(*levels) + power_noise(rng, size, rng.uniform(1, 2)) * np.float32(rng.uniform(0, 0.05))
         image = image + share * (value - image)
@@ -72,7 +76,9 @@ def computed_tomography(rng: np.random.Generator, size: Size) -> Picture:
             lung = _blob(rng, size, (width / 2 + side * width * 0.2, height * 0.5), (width * 0.16, height * 0.24), 0.08)
             texture = np.float32(0.06) + ridged(power_noise(rng, size, 1.6, outer=40), 4) * np.float32(0.3)
             image = image + smoothstep(lung, 0, 0.05) * body * (texture - image)
-    streaks = power_noise(rng, size, 1.0, anisotropy=30, angle=float(rng.uniform(0, np.pi))) * np.float32(rng.uniform(0, 0.03))
+    streaks = power_noise(rng, size, 1.0, anisotropy=30, angle=float(rng.uniform(0, np.pi))) * np.float32(
+        rng.uniform(0, 0.03)
+    )
     grain = power_noise(rng, size, 0.6, outer=6) * np.float32(rng.uniform(0.01, 0.06))
     return _picture(blur(image, float(rng.uniform(0, 1))) + (streaks + grain) * (0.3 + body))
 
@@ -83,7 +89,9 @@ def magnetic_resonance(rng: np.random.Generator, size: Size) -> Picture:
     if rng.random() < 0.5:
         folds = power_noise(rng, size, 2.2, outer=rng.uniform(14, 40))
         inner = blur(body, 6) > 0.98
-        image = np.where(inner, image * np.float32(0.5) + smoothstep(ridged(folds, 1.5), 0.2, 0.7) * np.float32(0.45), image)
+        image = np.where(
+            inner, image * np.float32(0.5) + smoothstep(ridged(folds, 1.5), 0.2, 0.7) * np.float32(0.45), image
+        )
     image = image * np.exp(power_noise(rng, size, 3, outer=400) * np.float32(0.25))
     sigma = np.float32(rng.uniform(0.01, 0.08))
     noise = rng.standard_normal((2, *size), dtype=np.float32) * sigma
@@ -105,11 +113,13 @@ def ultrasound(rng: np.random.Generator, size: Size) -> Picture:
         echo = echo * (1 + smoothstep(cyst, 0, 0.15) * np.float32(rng.uniform(-0.95, 1.2)))
         echo = echo + ridged(cyst, rng.uniform(6, 14)) * np.float32(rng.uniform(0, 0.8))
     for _ in range(rng.integers(0, 4)):  # shadows behind reflectors run along the beam
-        at, thick, start = rng.uniform(-opening, opening), rng.uniform(0.02, 0.1), rng.uniform(0.2, 0.7) * height
-        echo = echo * np.where((np.abs(angle - at) < thick) & (depth > start), np.float32(rng.uniform(0.15, 0.5)), np.float32(1))
+        towards, thick, start = rng.uniform(-opening, opening), rng.uniform(0.02, 0.1), rng.uniform(0.2, 0.7) * height
+        echo = echo * np.where(
+            (np.abs(angle - towards) < thick) & (depth > start), np.float32(rng.uniform(0.15, 0.5)), np.float32(1)
+        )
     scale = np.float32(rng.uniform(1.5, 3.5))
     fine = rng.standard_normal((2, *size), dtype=np.float32)
-    blurred = [warp(blur(part, float(scale) / 2), np.float32(0), angle * 3) for part in fine]
+    blurred = [warp(blur(part, float(scale) / 2), 0.0, angle * 3) for part in fine]
     speckle = np.hypot(*blurred)
     speckle = speckle / max(float(speckle.mean()), 1e-6)
     image = np.log1p(echo * speckle * 6) / np.float32(2.4) * np.exp(-depth / (height * rng.uniform(0.8, 2.5)))
@@ -132,7 +142,9 @@ def endoscopy(rng: np.random.Generator, size: Size) -> Picture:
         size_of = rng.uniform(10, 45)
         polyp = np.clip(_blob(rng, size, at, (size_of, size_of * rng.uniform(0.6, 1)), 0.06), 0, 1)
         down, right = np.gradient(np.sqrt(polyp) * size_of)
-        light = np.where(polyp > 0, np.clip(0.65 - 0.3 * right - 0.3 * down, 0.15, 1) * (0.6 + 0.4 * np.sqrt(polyp)), light)
+        light = np.where(
+            polyp > 0, np.clip(0.65 - 0.3 * right - 0.3 * down, 0.15, 1) * (0.6 + 0.4 * np.sqrt(polyp)), light
+        )
     vessels = ridged(power_noise(rng, size, 1.8, outer=60), rng.uniform(5, 14)) * np.float32(rng.uniform(0, 0.3))
     tone = np.array([rng.uniform(0.8, 1.0), rng.uniform(0.4, 0.62), rng.uniform(0.3, 0.55)], dtype=np.float32)
     mucus = power_noise(rng, size, 1.6, outer=40) * np.float32(0.05)

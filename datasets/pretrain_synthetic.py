@@ -2,8 +2,10 @@
 
 import json
 import logging
-import multiprocessing
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ Picture = NDArray[np.uint8]
 
 
 def render_satellite(seed: int) -> Picture:
-    """A scene of the cloud generator in true colour or, one time in four, in a random composite: uint8 RGB (H, W, 3)."""
+    """A scene of the cloud generator in true colour or, one time in four, a random composite: uint8 RGB (H, W, 3)."""
     from vfmadapt.datasets.clouds_synthetic import render_scene
 
     rng = np.random.default_rng([seed, 0])  # 0: the stream of satellite pictures
@@ -30,7 +32,7 @@ def render_satellite(seed: int) -> Picture:
 
 
 def render_picture(seed: int) -> Picture:
-    """Picture number `seed`: of five, three are satellite scenes, one is medical and one a map; uint8 RGB (256, 256, 3)."""
+    """Picture number `seed`, of five three satellite scenes, one medical and one map: uint8 RGB (256, 256, 3)."""
     from vfmadapt.datasets._maps import render_map
     from vfmadapt.datasets._medical import render_medical
 
@@ -39,10 +41,11 @@ def render_picture(seed: int) -> Picture:
     return render_medical(seed) if seed % 5 == 3 else render_map(seed)
 
 
-def _fill(path: Path, first: int, seeds: list[int]) -> None:
+def fill(path: str, seeds: Sequence[int], rows: Sequence[int]) -> None:
+    """Render pictures `seeds` into `rows` of the array file at `path`."""
     pool = np.load(path, mmap_mode="r+")
-    for seed in seeds:
-        pool[seed - first] = render_picture(seed)
+    for seed, row in zip(seeds, rows, strict=True):
+        pool[row] = render_picture(seed)
     pool.flush()
 
 
@@ -58,13 +61,23 @@ def picture_pool(folder: str | Path, *, images: int = 3000, seed: int = 0, worke
         log.info("rendering %d pictures into %s", images, path)
         part = path.with_suffix(f".{os.getpid()}.part")
         np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(images, SIZE, SIZE, 3)).flush()
-        first = seed * 1_000_000
-        seeds = range(first, first + images)
-        if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(workers) as processes:
-                processes.starmap(_fill, [(part, first, list(seeds[i : i + 20])) for i in range(0, images, 20)], chunksize=1)
-        else:
-            _fill(part, first, list(seeds))
+        _render(part, images, seed * 1_000_000, workers)
         part.replace(path)
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _render(part: Path, images: int, first: int, workers: int) -> None:
+    # plain subprocesses for the reasons given in _clouds_files.py
+    code = "import json, sys; from vfmadapt.datasets.pretrain_synthetic import fill; fill(*json.load(sys.stdin))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = []
+    for worker in range(workers):
+        rows = list(range(worker, images, workers))
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True, env=environment)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps([str(part), [first + row for row in rows], rows]))
+        process.stdin.close()
+        started.append(process)
+    if any([process.wait() for process in started]):  # a list, so that every one is waited for
+        part.unlink(missing_ok=True)
+        raise RuntimeError("a process that renders pictures failed; its error stands above")

@@ -178,5 +178,5 @@ def test_invalid_pixels_never_spread() -> None:
 
 
 def test_wrong_bands_are_refused() -> None:
-    with pytest.raises(UserError, match=r"takes images \(B, 4, H, W\)"):
+    with pytest.raises(UserError, match=r"takes images \(B, 4, H, W\) with the bands red, .* got \(1, 3, 32, 32\)"):
         model()(torch.zeros(1, 3, 32, 32))

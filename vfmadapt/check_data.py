@@ -200,11 +200,10 @@ def score_model(path: str, source: DataSource, split: str, foreground: Sequence[
         UserError: the model's classes or bands are not those of the data.
     """
     from vfmadapt.checkpoint import load
+    from vfmadapt.device import choose_device
 
     spec = source.spec
-    where = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
+    where = torch.device(choose_device(device))
     model = load(path).to(where).eval()
     for what, theirs, ours in (
         ("classes", len(model.spec.classes), len(spec.classes)),

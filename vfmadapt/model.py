@@ -39,6 +39,9 @@ class AdaptedModel(nn.Module):
 
         Pixels that are not valid (`valid`: bool (B, H, W)) or not finite count as the mean, so that they never spread.
         """
+        if image.ndim != 4 or image.shape[1] != len(self.spec.bands):
+            wanted = f"(B, {len(self.spec.bands)}, H, W) with the bands {', '.join(self.spec.bands)}"
+            raise UserError(f"this model takes images {wanted}, got {tuple(image.shape)}")
         usable = torch.isfinite(image)
         if valid is not None:
             usable = usable & valid[:, None]

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def sincos_positions(height: int, width: int, dim: int, *, step: float = 1.0) -> Tensor:
-    """Sine-cosine embedding of a grid's cells -> (height * width, dim); `step` scales the positions. `dim` is a multiple of 4."""
+def sincos_positions(height: int, width: int, dim: int) -> Tensor:
+    """Sine-cosine embedding of a grid's cells -> (height * width, dim); `dim` is a multiple of 4."""
     frequency = torch.exp(-math.log(10_000.0) * torch.arange(dim // 4) / (dim // 4))
-    rows, columns = torch.meshgrid(torch.arange(height) * step, torch.arange(width) * step, indexing="ij")
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequency for axis in (rows, columns)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
@@ -25,23 +25,27 @@ def patchify(image: Tensor, patch: int) -> Tensor:
 class MaskedViT(nn.Module):
     """A plain timm VisionTransformer with one class token and its forward over a subset of patches.
 
-    Initialises `net`: Xavier weights, the position embedding sine-cosine on its own grid. For other grids it is resized as timm does at inference.
+    Initialises `net`: Xavier weights, the position embedding sine-cosine on its own grid. For other grids it is resized
+    as timm does at inference.
     """
+
+    vit: Any  # timm's modules are not typed
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.vit: Any = net
+        self.vit = net
         self.patch_size, self.embed_dim = int(self.vit.patch_embed.patch_size[0]), int(self.vit.embed_dim)
         with torch.no_grad():
             self.vit.pos_embed.zero_()  # the class token's stays 0
-            self.vit.pos_embed[0, 1:] = sincos_positions(*self.vit.patch_embed.grid_size, self.embed_dim)
+            height, width = self.vit.patch_embed.grid_size
+            self.vit.pos_embed[0, 1:] = sincos_positions(height, width, self.embed_dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.view(self.embed_dim, -1))
 
     def forward(self, image: Tensor, keep: Tensor) -> Tensor:
-        """Normalised image (B, 3, H, W) and patch indices (B, n) -> normed tokens (B, 1 + n, C), the class token first."""
+        """Normalised image (B, 3, H, W), patch indices (B, n) -> normed tokens (B, 1 + n, C), the class token first."""
         from timm.layers import resample_abs_pos_embed
 
         vit = self.vit
@@ -52,7 +56,7 @@ class MaskedViT(nn.Module):
         tokens = F.linear(visible, vit.patch_embed.proj.weight.flatten(1), vit.patch_embed.proj.bias)
         tokens = tokens + position[0, 1:][keep]
         prefix = (vit.cls_token + position[:, :1]).expand(len(image), -1, -1)
-        return vit.norm(vit.blocks(torch.cat([prefix, tokens], dim=1)))  # type: ignore[no-any-return]
+        return vit.norm(vit.blocks(torch.cat([prefix, tokens], dim=1)))
 
     def weights(self) -> Mapping[str, Tensor]:
         """The ViT's state under timm's own names."""
