@@ -34,14 +34,18 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a tool may compose another's config
     try:
         with initialize_config_module("vfmadapt.conf", version_base="1.3"):
             return hydra_compose(tool, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
