@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> CloudsSynthetic:
 
 @pytest.fixture(scope="module")
 def scenes() -> list:
-    return [render_scene(seed, size=(96, 128)) for seed in range(24)]
+    return [render_scene(seed, size=(96, 128)) for seed in range(40)]
 
 
 def test_same_seed_same_pixels_other_seed_others() -> None:
@@ -65,7 +65,7 @@ def test_scene_is_consistent(scenes: list) -> None:
         assert scene.names == BANDS
     counts = np.bincount(np.concatenate([s.label[s.valid] for s in scenes]), minlength=256)
     assert (counts[:4] / counts[:4].sum() > 0.04).all()
-    assert counts[255] / counts.sum() < 0.15
+    assert counts[255] / counts.sum() < 0.20  # borders of doubt and the swath's edge; more where scenes are this small
     assert any(not s.valid.all() for s in scenes)
 
 

@@ -40,7 +40,8 @@ def config(stack, output, *more, tool="train"):
         "trainer.max_steps=-1",
         "trainer.max_epochs=4",
     ]
-    settings = ["trainer.accelerator=cpu", *model, *run] if tool == "train" else []
+    head = [] if any(m.startswith("head=") for m in more) else ["head=linear"]
+    settings = ["trainer.accelerator=cpu", *model, *head, *run] if tool == "train" else []
     return compose(tool, ["data=npz_stack", f"data.path={stack}", f"output={output}", *settings, *more])
 
 

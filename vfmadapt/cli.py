@@ -69,6 +69,7 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("timm").setLevel(logging.WARNING)  # tells of every weights file
     try:
         if all("=" in a for a in args):  # flags (--help, -m sweeps) are Hydra's own business
             compose(tool, args)

@@ -65,7 +65,7 @@ class AdaptedBackbone(nn.Module):
         self._frozen: dict[str, nn.Parameter] = {}
         self._declared: set[tuple[str, int]] = set()
         self._fired: set[tuple[str, int]] | None = None
-        self.backbone.recompute_context = self._resume
+        self.backbone.recompute_context = self._resume  # type: ignore[assignment]  # mypy takes module attributes for tensors
         for name, adapter in adapters.items():
             self._attach(name, adapter)
         self.train(False)
@@ -114,7 +114,7 @@ class AdaptedBackbone(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.backbone.recompute_context = nullcontext
+        self.backbone.recompute_context = nullcontext  # type: ignore[assignment]
         for name, frozen in self._frozen.items():
             _swap(self.backbone, name, frozen)
         self._frozen.clear()
