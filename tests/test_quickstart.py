@@ -27,7 +27,7 @@ def test_quickstart(tmp_path: Path) -> None:
         f"output={tmp_path / 'out'}",
         f"data_root={tmp_path}",
         "scene.size=[70,90]",
-        f"train=[{','.join(TINY)}]",
+        f"train=[{','.join(map(repr, TINY))}]",
     ]
     result = quickstart.main(compose("quickstart", settings))
     assert json.loads(json.dumps(result)).keys() == KEYS
