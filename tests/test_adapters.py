@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vfmadapt.backbones.timm_vit import TimmBackbone, timm_backbone, weights_hash
-from vfmadapt.build import _entry, adapter, names
+from vfmadapt.build import adapter, entry, names
 from vfmadapt.checkpoint import read_adapter, save
 from vfmadapt.contracts import Adapter, AfterBlock
 from vfmadapt.errors import UserError
@@ -34,7 +34,7 @@ def backbone(prefix: int) -> TimmBackbone:
 def adapted(name: str, prefix: int = 1) -> AdaptedBackbone:
     frozen = backbone(prefix)
     return AdaptedBackbone(
-        frozen, {"main": adapter(_entry("adapter", name), frozen)}, config={"adapter": _entry("adapter", name)}
+        frozen, {"main": adapter(entry("adapter", name), frozen)}, config={"adapter": entry("adapter", name)}
     )
 
 
@@ -70,7 +70,7 @@ def test_detach_gives_back_the_frozen_backbone(name: str) -> None:
     image = torch.randn(1, 3, 28, 42)
     with torch.no_grad():
         want = frozen(image, [3]).grids[0]
-    model = AdaptedBackbone(frozen, {"main": adapter(_entry("adapter", name), frozen)})
+    model = AdaptedBackbone(frozen, {"main": adapter(entry("adapter", name), frozen)})
     train_a_little(model, image)
     assert model.detach() is frozen
     assert weights_hash(frozen.net) == before
@@ -173,7 +173,7 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 
 def test_unknown_setting_names_the_known() -> None:
     with pytest.raises(UserError, match="has no setting 'dimm'; it has: dim"):
-        adapter({**_entry("adapter", "earth"), "dimm": 3}, backbone(1))
+        adapter({**entry("adapter", "earth"), "dimm": 3}, backbone(1))
 
 
 class Lost(Adapter):

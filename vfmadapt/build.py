@@ -110,7 +110,8 @@ def adapter(node: Any, backbone: Any) -> "Adapter":
     return made
 
 
-def _entry(group: str, name: str) -> dict[str, Any]:
+def entry(group: str, name: str) -> dict[str, Any]:
+    """An entry of a config group as a plain dict; raises UserError with the known ones."""
     from omegaconf import OmegaConf
 
     if name not in (known := names(group)):
@@ -175,8 +176,8 @@ def adapt(model: "nn.Module", adapter_name: str | Path, **settings: Any) -> "Ada
 
     frozen = wrap_timm(model)
     if Path(adapter_name).suffix != ".safetensors":
-        entry = {**_entry("adapter", str(adapter_name)), **settings}
-        return AdaptedBackbone(frozen, {"main": adapter(entry, frozen)}, config={"adapter": entry})
+        node = {**entry("adapter", str(adapter_name)), **settings}
+        return AdaptedBackbone(frozen, {"main": adapter(node, frozen)}, config={"adapter": node})
     header, state = read_adapter(adapter_name, frozen.spec)
     adapted = AdaptedBackbone(frozen, {"main": adapter(header["config"]["adapter"], frozen)}, config=header["config"])
     adapted.load_adapter_state(state)
