@@ -6,8 +6,11 @@ those names.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,3 +41,30 @@ def real_data() -> Path:
     if not where:
         pytest.skip("set VFMADAPT_REAL_DATA to the folder of real files to run this test")
     return Path(where)
+
+
+def _write_tiff(path: Path, values: np.ndarray, *, mask: np.ndarray | None = None, **profile: Any) -> Path:
+    import rasterio  # most tests do without
+    from rasterio.transform import from_origin
+
+    after = {k: profile.pop(k) for k in ("gcps", "scales", "offsets", "descriptions", "colorinterp") if k in profile}
+    if "gcps" not in after:
+        profile = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_300_000, 10, 10)} | profile
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **profile) as dst:
+        dst.write(values)
+        for name, value in after.items():
+            setattr(dst, name, value)
+        if mask is not None:
+            dst.write_mask(mask)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_tiff() -> Callable[..., Path]:
+    """`write_tiff(path, values (C, H, W), **profile)` writes a GeoTIFF, in UTM unless it is told otherwise.
+
+    `gcps`, `scales`, `offsets`, `descriptions`, `colorinterp` and `mask` are set as rasterio names them.
+    """
+    return _write_tiff

@@ -9,7 +9,6 @@ import rasterio
 import torch
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
 from torch import nn
 
 from vfmadapt.contracts import ClassSpec, DataSpec
@@ -57,44 +56,14 @@ def nearest(image):
     return np.abs(image.mean(0)[None] - CENTRES.numpy()[0]).argmin(0)
 
 
-def write(path, values, **profile):
-    """A GeoTIFF of `values` (C, H, W)."""
-    extra = {k: profile.pop(k) for k in ("gcps", "scales", "offsets", "names", "interp", "mask") if k in profile}
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(values),
-        height=values.shape[1],
-        width=values.shape[2],
-        dtype=values.dtype,
-        **profile,
-    ) as dst:
-        dst.write(values)
-        if "gcps" in extra:
-            dst.gcps = extra["gcps"]
-        if "scales" in extra:
-            dst.scales, dst.offsets = extra["scales"], extra["offsets"]
-        if "names" in extra:
-            dst.descriptions = extra["names"]
-        if "interp" in extra:
-            dst.colorinterp = extra["interp"]
-        if "mask" in extra:
-            dst.write_mask(extra["mask"])
-    return path
-
-
-UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_300_000, 10, 10)}
-
-
 @pytest.fixture
-def scene(tmp_path):
+def scene(write_tiff, tmp_path):
     values = np.random.default_rng(0).integers(1, 256, (3, 83, 131), dtype=np.uint8)
-    return write(tmp_path / "scene.tif", values, **UTM), values
+    return write_tiff(tmp_path / "scene.tif", values), values
 
 
-def damaged(tmp_path, kind):
-    good = write(tmp_path / "good.tif", np.random.default_rng(0).integers(0, 255, (3, 300, 300), dtype=np.uint8), **UTM)
+def damaged(write_tiff, tmp_path, kind):
+    good = write_tiff(tmp_path / "good.tif", np.random.default_rng(0).integers(0, 255, (3, 300, 300), dtype=np.uint8))
     bad = tmp_path / "bad.tif"
     if kind == "text":
         bad.write_text("no raster")
@@ -111,14 +80,14 @@ def damaged(tmp_path, kind):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(bad)
         bad.write_bytes(bad.read_bytes()[:20_000])
     elif kind == "complex":
-        write(bad, np.zeros((3, 8, 8), dtype=np.complex64), **UTM)
+        write_tiff(bad, np.zeros((3, 8, 8), dtype=np.complex64))
     return bad
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "empty", "truncated", "jpeg", "complex"])
-def test_unusable_input_is_one_line_and_leaves_nothing(tmp_path, kind, capfd, caplog):
+def test_unusable_input_is_one_line_and_leaves_nothing(write_tiff, tmp_path, kind, capfd, caplog):
     with pytest.raises(UserError) as error:
-        predict_raster(PerPixel(), damaged(tmp_path, kind), tmp_path / "out" / "map.tif")
+        predict_raster(PerPixel(), damaged(write_tiff, tmp_path, kind), tmp_path / "out" / "map.tif")
     assert "\n" not in str(error.value)
     assert "bad." in str(error.value)
     assert not list((tmp_path / "out").glob("*"))
@@ -126,11 +95,11 @@ def test_unusable_input_is_one_line_and_leaves_nothing(tmp_path, kind, capfd, ca
     assert not [r for r in caplog.records if r.name.startswith("rasterio")]
 
 
-def test_an_alpha_band_is_data_only_if_listed(tmp_path):
+def test_an_alpha_band_is_data_only_if_listed(write_tiff, tmp_path):
     values = np.random.default_rng(0).integers(1, 255, (4, 20, 20), dtype=np.uint8)
     values[3, :10] = 0
     interp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
-    path = write(tmp_path / "a.tif", values, interp=interp, **UTM)
+    path = write_tiff(tmp_path / "a.tif", values, colorinterp=interp)
     model = PerPixel(("r", "g", "b", "nir"))
     with pytest.raises(UserError, match="an alpha band, 4"):
         predict_raster(model, path, tmp_path / "map.tif")
@@ -149,9 +118,9 @@ def test_a_per_pixel_model_gives_the_map_of_the_whole_image(scene, tmp_path, til
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 1), (256, 257), (64, 64), (7, 300)])
-def test_any_size(tmp_path, size):
+def test_any_size(write_tiff, tmp_path, size):
     values = np.random.default_rng(0).integers(1, 256, (3, *size), dtype=np.uint8)
-    path = write(tmp_path / "a.tif", values, **UTM)
+    path = write_tiff(tmp_path / "a.tif", values)
     result = predict_raster(PerPixel(), path, tmp_path / "map.tif", tile=64, overlap=16)
     assert result.size == size
     assert sum(result.pixels.values()) == size[0] * size[1]
@@ -170,19 +139,19 @@ def test_the_map_does_not_depend_on_the_batch(scene, tmp_path):
         predict_raster(Blurred(), path, tmp_path / "map.tif", batch=0)
 
 
-def test_the_map_does_not_depend_on_where_the_raster_ends(scene, tmp_path):
+def test_the_map_does_not_depend_on_where_the_raster_ends(write_tiff, scene, tmp_path):
     path, values = scene
     predict_raster(Blurred(), path, tmp_path / "whole.tif", tile=32, overlap=8)
-    part = write(tmp_path / "part.tif", values[:, :70, :110], **UTM)
+    part = write_tiff(tmp_path / "part.tif", values[:, :70, :110])
     predict_raster(Blurred(), part, tmp_path / "part_map.tif", tile=32, overlap=8)
     with rasterio.open(tmp_path / "whole.tif") as a, rasterio.open(tmp_path / "part_map.tif") as b:
         whole, cut = a.read(1), b.read(1)
     np.testing.assert_array_equal(whole[: 70 - 32, : 110 - 32], cut[: 70 - 32, : 110 - 32])
 
 
-def test_seams_do_not_show(tmp_path):
+def test_seams_do_not_show(write_tiff, tmp_path):
     ramp = np.linspace(0, 1, 150, dtype=np.float32)
-    path = write(tmp_path / "a.tif", np.broadcast_to(ramp, (3, 100, 150)).copy(), **UTM)
+    path = write_tiff(tmp_path / "a.tif", np.broadcast_to(ramp, (3, 100, 150)).copy())
     predict_raster(Blurred(), path, tmp_path / "map.tif", tile=48, overlap=24)
     with rasterio.open(tmp_path / "map.tif") as made:
         labels = made.read(1)
@@ -190,10 +159,10 @@ def test_seams_do_not_show(tmp_path):
     assert (np.diff(labels[0].astype(int)) != 0).sum() == 3  # shadow, clear, thin, thick: three borders
 
 
-def test_georeference_classes_and_statistics_are_in_the_map(scene, tmp_path):
+def test_georeference_classes_and_statistics_are_in_the_map(write_tiff, scene, tmp_path):
     path, values = scene
     values[:, :20] = 0
-    write(path, values, nodata=0, **UTM)
+    write_tiff(path, values, nodata=0)
     result = predict_raster(PerPixel(), path, tmp_path / "map.tif", tile=64, overlap=16)
     with rasterio.open(path) as source, rasterio.open(tmp_path / "map.tif") as made:
         assert (made.crs, made.transform, made.shape) == (source.crs, source.transform, source.shape)
@@ -217,9 +186,9 @@ def test_georeference_classes_and_statistics_are_in_the_map(scene, tmp_path):
     assert json.loads(tags["CLASS_AREA_KM2"])["shadow"] == pytest.approx(result.area_km2["shadow"], abs=1e-5)
 
 
-def test_ground_control_points_are_kept(tmp_path):
+def test_ground_control_points_are_kept(write_tiff, tmp_path):
     points = [GroundControlPoint(r, c, 7 + c / 100, 47 - r / 100) for r in (0, 40) for c in (0, 60)]
-    path = write(
+    path = write_tiff(
         tmp_path / "a.tif", np.full((3, 40, 60), 90, dtype=np.uint8), gcps=(points, rasterio.CRS.from_epsg(4326))
     )
     predict_raster(PerPixel(), path, tmp_path / "map.tif")
@@ -244,8 +213,8 @@ def test_a_picture_without_georeference_is_mapped_with_one_warning(tmp_path, suf
     assert raster_info(tmp_path / "map.tif").crs is None
 
 
-def test_an_empty_raster_gives_an_empty_map_and_no_forward(tmp_path, caplog):
-    path = write(tmp_path / "a.tif", np.zeros((3, 90, 70), dtype=np.uint8), nodata=0, **UTM)
+def test_an_empty_raster_gives_an_empty_map_and_no_forward(write_tiff, tmp_path, caplog):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((3, 90, 70), dtype=np.uint8), nodata=0)
     model = PerPixel()
     result = predict_raster(model, path, tmp_path / "map.tif", tile=32, overlap=8)
     with rasterio.open(tmp_path / "map.tif") as made:
@@ -254,11 +223,11 @@ def test_an_empty_raster_gives_an_empty_map_and_no_forward(tmp_path, caplog):
     assert "no valid pixel" in caplog.text
 
 
-def test_tiles_without_data_are_skipped(tmp_path):
+def test_tiles_without_data_are_skipped(write_tiff, tmp_path):
     values = np.zeros((3, 64, 256), dtype=np.uint8)
     values[:, :, :10] = 100
     model = PerPixel()
-    predict_raster(model, write(tmp_path / "a.tif", values, nodata=0, **UTM), tmp_path / "map.tif", tile=64, overlap=0)
+    predict_raster(model, write_tiff(tmp_path / "a.tif", values, nodata=0), tmp_path / "map.tif", tile=64, overlap=0)
     assert model.calls == [1]
 
 
@@ -301,8 +270,8 @@ def test_scores_that_are_nan_are_an_error(scene, tmp_path):
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_values_in_other_units_are_told(tmp_path, caplog):
-    path = write(tmp_path / "a.tif", np.full((3, 20, 20), 3000, dtype=np.float32), **UTM)
+def test_values_in_other_units_are_told(write_tiff, tmp_path, caplog):
+    path = write_tiff(tmp_path / "a.tif", np.full((3, 20, 20), 3000, dtype=np.float32))
     predict_raster(PerPixel(), path, tmp_path / "map.tif")
     assert "check scale=" in caplog.text
     caplog.clear()
@@ -334,10 +303,10 @@ def test_atomic_path_makes_folders_and_cleans_up(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.txt"]
 
 
-def test_preview_of_a_large_raster_is_small(tmp_path):
+def test_preview_of_a_large_raster_is_small(write_tiff, tmp_path):
     values = np.random.default_rng(0).integers(1, 255, (3, 700, 1300), dtype=np.uint8)
     values[:, :100] = 0
-    path = write(tmp_path / "a.tif", values, nodata=0, **UTM)
+    path = write_tiff(tmp_path / "a.tif", values, nodata=0)
     result = predict_raster(PerPixel(), path, tmp_path / "map.tif")
     made = write_preview(
         path,

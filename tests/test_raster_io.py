@@ -4,45 +4,14 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
 
 from vfmadapt.errors import UserError
 from vfmadapt.raster.bands import select_bands
 from vfmadapt.raster.io import open_raster, raster_info
 
 
-def write(path, values, **profile):
-    """A GeoTIFF of `values` (C, H, W)."""
-    extra = {k: profile.pop(k) for k in ("gcps", "scales", "offsets", "names", "interp", "mask") if k in profile}
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(values),
-        height=values.shape[1],
-        width=values.shape[2],
-        dtype=values.dtype,
-        **profile,
-    ) as dst:
-        dst.write(values)
-        if "gcps" in extra:
-            dst.gcps = extra["gcps"]
-        if "scales" in extra:
-            dst.scales, dst.offsets = extra["scales"], extra["offsets"]
-        if "names" in extra:
-            dst.descriptions = extra["names"]
-        if "interp" in extra:
-            dst.colorinterp = extra["interp"]
-        if "mask" in extra:
-            dst.write_mask(extra["mask"])
-    return path
-
-
-UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_300_000, 10, 10)}
-
-
 @pytest.mark.parametrize("kind", ["nodata", "nan", "mask", "alpha", "alpha_and_nodata"])
-def test_every_way_to_say_void(tmp_path, kind):
+def test_every_way_to_say_void(write_tiff, tmp_path, kind):
     hole = np.zeros((40, 50), dtype=bool)
     hole[5:20, 10:30] = True
     values = np.random.default_rng(0).integers(1, 255, (3, 40, 50)).astype(np.uint8)
@@ -50,15 +19,15 @@ def test_every_way_to_say_void(tmp_path, kind):
     alpha = np.where(hole, 0, 255).astype(np.uint8)
     interp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
     if kind == "nodata":
-        write(path, np.where(hole, 0, values).astype(np.uint8), nodata=0, **UTM)
+        write_tiff(path, np.where(hole, 0, values).astype(np.uint8), nodata=0)
     elif kind == "nan":
-        write(path, np.where(hole, np.nan, values / 255).astype(np.float32), nodata=float("nan"), **UTM)
+        write_tiff(path, np.where(hole, np.nan, values / 255).astype(np.float32), nodata=float("nan"))
     elif kind == "mask":
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            write(path, values, mask=alpha, **UTM)
+            write_tiff(path, values, mask=alpha)
     else:
         nodata = {"nodata": 0} if kind == "alpha_and_nodata" else {}
-        write(path, np.concatenate([values, alpha[None]]), interp=interp, **nodata, **UTM)
+        write_tiff(path, np.concatenate([values, alpha[None]]), colorinterp=interp, **nodata)
     with open_raster(path) as raster:
         assert raster.info.data_bands == (1, 2, 3)
         image, valid = raster.read((1, 2, 3))
@@ -69,25 +38,25 @@ def test_every_way_to_say_void(tmp_path, kind):
     np.testing.assert_array_equal(inside, valid[3:23, 7:18])
 
 
-def test_scale_tags_of_the_file(tmp_path):
-    path = write(
-        tmp_path / "a.tif", np.full((2, 4, 4), 3000, dtype=np.int16), scales=(1e-4, 1.0), offsets=(-0.1, 0.0), **UTM
+def test_scale_tags_of_the_file(write_tiff, tmp_path):
+    path = write_tiff(
+        tmp_path / "a.tif", np.full((2, 4, 4), 3000, dtype=np.int16), scales=(1e-4, 1.0), offsets=(-0.1, 0.0)
     )
     with open_raster(path) as raster:
         np.testing.assert_allclose(raster.read((2, 1))[0][:, 0, 0], [3000, 0.2], rtol=1e-5)
 
 
-def test_bands_by_name_by_order_and_as_listed(tmp_path, caplog):
+def test_bands_by_name_by_order_and_as_listed(write_tiff, tmp_path, caplog):
     values = np.zeros((3, 4, 4), dtype=np.uint8)
-    named = raster_info(write(tmp_path / "a.tif", values, names=("Blue", "Green", "Red"), **UTM))
-    plain = raster_info(write(tmp_path / "b.tif", values, **UTM))
+    named = raster_info(write_tiff(tmp_path / "a.tif", values, descriptions=("Blue", "Green", "Red")))
+    plain = raster_info(write_tiff(tmp_path / "b.tif", values))
     wanted = ("red", "green", "blue")
     assert select_bands(named, wanted) == (3, 2, 1)
     assert select_bands(named, ("green",)) == (2,)
     assert select_bands(plain, wanted) == (1, 2, 3)
     assert select_bands(plain, wanted, [2, 2, 3]) == (2, 2, 3)
     assert select_bands(plain, ("blue", "green", "red")) == (3, 2, 1)  # GDAL knows the colours of three 8-bit bands
-    twice = raster_info(write(tmp_path / "c.tif", values, names=("x", "x", "x"), **UTM))
+    twice = raster_info(write_tiff(tmp_path / "c.tif", values, descriptions=("x", "x", "x")))
     assert select_bands(twice, ("x", "x", "x")) == (1, 2, 3)
     caplog.clear()
     assert select_bands(plain, ("b04", "b03", "b02")) == (1, 2, 3)
@@ -96,8 +65,8 @@ def test_bands_by_name_by_order_and_as_listed(tmp_path, caplog):
     assert "names differ" in caplog.text
 
 
-def test_bands_that_do_not_fit_say_what_there_is(tmp_path):
-    info = raster_info(write(tmp_path / "a.tif", np.zeros((2, 4, 4), dtype=np.uint8), names=("VV", "VH"), **UTM))
+def test_bands_that_do_not_fit_say_what_there_is(write_tiff, tmp_path):
+    info = raster_info(write_tiff(tmp_path / "a.tif", np.zeros((2, 4, 4), dtype=np.uint8), descriptions=("VV", "VH")))
     for bands, text in (
         (None, r"has 2 bands \(VV, VH\).*3 \(r, g, b\).*bands=\["),
         ([1, 2], "does not fit"),
