@@ -69,7 +69,6 @@ def render_scene(seed: int, *, size: Size = (256, 256), preset: Preset | None = 
     seen = sky.cover(rng, surface, layers, sun)
     sensor = draw_sensor(rng, family, surface)
     bands = sensor.sense(rng, seen.image)
-    bands = sensor.sense(rng, seen.image)
     seen_cloud, seen_shadow = sensor.change(seen.image, seen.shaded), sensor.change(seen.shaded, seen.open)
     label = sky.label(seen, sensor.saturates(seen.image), seen_cloud, seen_shadow)
     valid = _swath(rng, size)

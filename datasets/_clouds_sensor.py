@@ -53,7 +53,7 @@ class Preset:
 
 TRAIN_PRESETS = (
     Preset("toa", path=(0.7, 1.3), white=(0.0, 0.0), tint=0.02, noise=(0.001, 0.006), levels=0),
-    Preset("display", white=(1.6, 3.2), floor=((0.05, 0.25),) * 4, tone=(0.2, 0.9)),
+    Preset("display", white=(1.6, 4.0), floor=((0.05, 0.25),) * 4, tone=(0.2, 0.9)),
     Preset(
         "flat",
         haze=(0.02, 0.06),
@@ -71,15 +71,15 @@ TRAIN_PRESETS = (
     Preset(
         "cast_blue",
         haze=(0.02, 0.06),
-        white=(1.6, 3.2),
+        white=(1.6, 4.0),
         floor=((0.30, 0.46), (0.16, 0.32), (0.06, 0.24), (0.05, 0.30)),
-        ceiling=((0.75, 1.0), (0.75, 1.0), (0.70, 1.0), (0.70, 1.0)),
+        ceiling=((0.80, 1.0), (0.70, 1.0), (0.50, 1.0), (0.70, 1.0)),
         blur=(0.5, 1.6),
     ),
     Preset(
         "globe",
         path=(0.0, 0.5),
-        white=(1.7, 3.4),
+        white=(1.7, 4.5),
         ceiling=((0.80, 1.0),) * 4,
         tint=0.06,
         tone=(0.4, 1.0),

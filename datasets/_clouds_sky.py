@@ -26,7 +26,7 @@ RIM_FROM = 0.15
 """Cloud reflectance from which the blurred rim of a thick cloud counts as part of it; below, nobody can say."""
 SMALLEST = 64
 """Pixels of the smallest region that is labelled by itself."""
-SEEN_CLOUD, SEEN_SHADOW = 0.06, 0.05
+SEEN_CLOUD, SEEN_SHADOW = 0.05, 0.04
 """Changes of the stored value (of about 0..1) that can just be seen; shadows are found in darker, quieter ground."""
 
 _TWO_STREAM = 0.075
@@ -265,8 +265,8 @@ def label(sky: Sky, saturated: NDArray[np.bool_], seen_cloud: Field, seen_shadow
     rim = _rim(labels)
     labels[rim] = np.where(cloud[rim] > RIM_FROM, THICK, IGNORE)
     labels = proc.remove_specks(labels, 4, SMALLEST)
-    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.2) | ((np.abs(body / THICK_FROM - 1) < 0.05) & ~hidden)
-    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.15) & (cloud < THIN_FROM)
+    doubt = (np.abs(cloud / THIN_FROM - 1) < 0.12) | ((np.abs(body / THICK_FROM - 1) < 0.05) & ~hidden)
+    doubt |= (np.abs(missing / SHADOW_FROM - 1) < 0.1) & (cloud < THIN_FROM)
     doubt |= (labels == SHADOW) & (proc.blur(seen_shadow, 2.0) < SEEN_SHADOW)
     doubt |= ((labels == THIN) | (labels == THICK)) & (proc.blur(seen_cloud, 2.0) < SEEN_CLOUD)
     labels[doubt] = IGNORE

@@ -8,7 +8,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from vfmadapt.backbones.timm_vit import TimmBackbone, timm_backbone, weights_hash
+from vfmadapt.backbones._weights import weights_hash
+from vfmadapt.backbones.timm_models import timm_backbone
+from vfmadapt.backbones.timm_vit import TimmBackbone
 from vfmadapt.build import adapter, entry, names
 from vfmadapt.checkpoint import read_adapter, save
 from vfmadapt.contracts import Adapter, AfterBlock

@@ -21,12 +21,14 @@ ALLOWED = {
     "vfmadapt.raster": SEAMS,
     "vfmadapt.losses": SEAMS,
     "vfmadapt.metrics": SEAMS,
-    "vfmadapt.host": SEAMS,
+    "vfmadapt.merging": SEAMS,
+    "vfmadapt.host": {*SEAMS, "vfmadapt.merging"},
     "vfmadapt.model": {*SEAMS, "vfmadapt.host"},
 }
 # heavy library -> the only places that may import it
 OWNERS = {
     "timm": ("vfmadapt.backbones",),
+    "peft": ("vfmadapt.adapters.peft",),
     "transformers": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
     "rasterio": ("vfmadapt.raster", "vfmadapt.datasets"),
     "triton": ("vfmadapt.kernels",),

@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 
-from vfmadapt.backbones.timm_vit import RGB, TimmBackbone, timm_backbone, widen_patch_embed, wrap_timm
+from vfmadapt.backbones._weights import RGB, widen_patch_embed
+from vfmadapt.backbones.timm_models import timm_backbone, wrap_timm
+from vfmadapt.backbones.timm_vit import TimmBackbone
 from vfmadapt.backbones.vfm_tiny import vfm_tiny, vfm_tiny_net
 from vfmadapt.contracts import Backbone
 from vfmadapt.errors import UserError

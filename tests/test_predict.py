@@ -28,7 +28,7 @@ SPEC = DataSpec(
 )
 TINY = {
     "backbone": {
-        "_target_": "vfmadapt.backbones.timm_vit.timm_backbone",
+        "_target_": "vfmadapt.backbones.timm_models.timm_backbone",
         "name": "vit_tiny_patch16_224",
         "pretrained": False,
         "settings": {"embed_dim": 32, "depth": 4, "num_heads": 2},

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from vfmadapt.backbones.timm_vit import timm_backbone
+from vfmadapt.backbones.timm_models import timm_backbone
 from vfmadapt.contracts import Adapter, AfterBlock, ClassSpec, DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.heads.linear import LinearHead

@@ -1,11 +1,12 @@
 """Configs -> objects: the only module that instantiates. The registry is the package's `conf/` folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt._settings import check_arguments, check_overrides
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
     """Compose conf/TOOL.yaml with Hydra overrides.
 
     Raises:
-        UserError: an unknown entry, key or a malformed override, with the known ones.
+        UserError: an unknown entry, key or a malformed override, with the known ones; a value of the wrong kind.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
@@ -41,21 +42,26 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a tool may compose another's config
     try:
         with initialize_config_module("vfmadapt.conf", version_base="1.3"):
-            return hydra_compose(tool, overrides=list(overrides))
+            cfg = hydra_compose(tool, overrides=list(overrides))
+            entries = [o for o in overrides if _is_group(o.lstrip("+~").split("=", 1)[0])]
+            if len(entries) < len(overrides):
+                check_overrides(plain(cfg), plain(hydra_compose(tool, overrides=entries)))
+            return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
 
+def _is_group(key: str) -> bool:
+    return (resources.files("vfmadapt.conf") / key.split("@")[0]).is_dir()
+
+
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for a Hydra error: the override at fault, what is known, the closest."""
     given = [o.lstrip("+~").split("=", 1) for o in overrides if "=" in o]
     for group, value in given:
-        if (resources.files("vfmadapt.conf") / group.split("@")[0]).is_dir() and value not in (
-            "null",
-            *(known := names(group)),
-        ):
+        if _is_group(group) and value not in ("null", *(known := names(group))):
             close = get_close_matches(value, known, 1)
             return (
                 f"{group}={value}: unknown {group}"
@@ -85,17 +91,8 @@ def instantiate(node: Any, *args: Any, packages: Sequence[str] = MODEL_PACKAGES,
         made = get_object(target)
     except Exception as error:
         raise UserError(f"_target_ {target!r} cannot be imported: {error}") from error
-    _check_settings(made, target, {**settings, **kwargs})
+    check_arguments(made, target.rpartition(".")[2], {**settings, **kwargs})
     return made(*args, **settings, **kwargs)
-
-
-def _check_settings(made: Any, target: str, settings: Mapping[str, Any]) -> None:
-    import inspect
-
-    known = [p for p in inspect.signature(made).parameters if p not in ("self", "spec")]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"{target.rpartition('.')[2]} has no setting {key!r}; it has: {', '.join(known)}")
 
 
 def data_source(cfg: "DictConfig") -> "DataSource":
@@ -170,7 +167,7 @@ def adapt(model: "nn.Module", adapter_name: str | Path, **settings: Any) -> "Ada
     Returns:
         Callable as `adapted(image, layers) -> Features`; `adapted.trainable_parameters()` go to the optimiser.
     """
-    from vfmadapt.backbones.timm_vit import wrap_timm
+    from vfmadapt.backbones.timm_models import wrap_timm
     from vfmadapt.checkpoint import read_adapter
     from vfmadapt.host import AdaptedBackbone
 

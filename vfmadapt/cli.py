@@ -21,6 +21,7 @@ TOOLS = {
     "pretrain": "masked-image modelling of a backbone",
     "benchmark": "time an adapter's fast path against its direct formulation",
     "check_data": "how hard a data set is: class shares and per-pixel baselines",
+    "check_golden": "do the adapters give the published numbers?",
     "quickstart": "train, compare with the frozen backbone, map a generated GeoTIFF",
 }
 GROUPS = {
@@ -32,6 +33,8 @@ GROUPS = {
     "experiments": "experiment",
 }
 USER_ERROR = 2
+POSITIONAL = {"check_golden": "path"}
+"""Tools whose first argument may come without its key."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -68,6 +71,8 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     With format=json the last line of standard output is one JSON object.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if tool in POSITIONAL and args and "=" not in args[0] and not args[0].startswith("-"):
+        args[0] = f"{POSITIONAL[tool]}={args[0]}"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("timm").setLevel(logging.WARNING)  # tells of every weights file
     try:

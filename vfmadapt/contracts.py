@@ -6,7 +6,7 @@ prefix tokens, K classes, N tokens.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,7 +22,10 @@ class BackboneSpec:
 
     `dims[i]` and `strides[i]` are the channels and the input pixels per cell of the grid after block (or stage) i.
     `mean` and `std` (per band, in the units that the weights were trained on) are None where the weights prescribe
-    none. `weights_hash` is the SHA-256 of the frozen weights.
+    none. `weights_hash` is the SHA-256 of the frozen weights. `linears[role][i]` is (in, out) of block i's linear
+    layer; a role that a backbone lacks has no entry. `embed_dim`: channels of the patch embedding. `windowed[i]`:
+    block i attends within windows (or keeps a grid), so that its sequence cannot be lengthened. `final_norm`: the
+    last block's features come through the final norm.
     """
 
     name: str
@@ -34,11 +37,21 @@ class BackboneSpec:
     std: tuple[float, ...] | None
     weights_hash: str
     licence: str
+    linears: Mapping[str, tuple[tuple[int, int], ...]]
+    embed_dim: int
+    windowed: tuple[bool, ...]
+    final_norm: bool = False
 
     @property
     def depth(self) -> int:
         """Number of blocks (or stages) whose grids can be asked for."""
         return len(self.dims)
+
+    def widths(self, role: str) -> tuple[tuple[int, int], ...]:
+        """(in, out) of the linear layers of a role, block by block; raises UserError with the roles that there are."""
+        if role not in self.linears:
+            raise UserError(f"{self.name} has no linear layers {role!r}; it has: {', '.join(self.linears)}")
+        return self.linears[role]
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,48 @@ class Backbone(Protocol):
         """The inverse of `split`."""
         ...
 
+    def place(self, role: str, index: int) -> "Place":
+        """The module that plays `role` (see `ROLES`) in block `index`; raises UserError where there is none."""
+        ...
+
     def tensors(self, role: str) -> Iterable[str]:
-        """Names of the frozen tensors of a role ("patch_embed"), as in the state dict."""
+        """Names of the frozen tensors of a role, as in the state dict.
+
+        Roles: "patch_embed", "biases", "norms", "cls_token", "all" and "blocks.I"; only tensors that a forward uses.
+        """
+        ...
+
+    def widen_prefix(self, tokens: int) -> None:
+        """Tell the attention that `tokens` more prefix tokens come (fewer where negative); UserError where it can't."""
+        ...
+
+    def exported(self) -> nn.Module:
+        """The library's own network inside, to be saved as a plain checkpoint."""
         ...
 
 
-GridFn = Callable[[Tensor], Tensor]
-"""(B, h, w, C) -> (B, h, w, C). A bound method or a functools.partial of one, never a lambda (deepcopy, pickle)."""
+LINEAR_ROLES = ("q", "k", "v", "qkv", "proj", "fc1", "fc2")
+"""Linear layers of a block; "q", "k" and "v" are the thirds of "qkv" where that is one layer."""
+
+ROLES = (*LINEAR_ROLES, "norm1", "attn", "norm2", "mlp", "patch_embed", "norm")
+"""Modules at which an adapter can act; the last two belong to the whole network and ignore the block's index."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module, and which of its output features are meant: (first, last + 1), or None for all of them."""
+
+    module: nn.Module
+    rows: tuple[int, int] | None = None
+
+
+TokenFn = Callable[[Tensor], Tensor]
+"""Acts on the channels alone: any (..., C), be it tokens (B, N, C), a grid (B, h, w, C) or windows of one."""
+
+GridFn = Callable[..., Tensor]
+"""(B, h, w, C) -> (B, h, w, C'); with `context` also the adapter's `OnImage` result as second argument.
+
+Functions of sites are bound methods or functools.partial of them, never lambdas (deepcopy, pickle)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +145,82 @@ class AfterBlock:
 
     index: int
     fn: GridFn
+    context: bool = False
+
+
+@dataclass(frozen=True)
+class ParallelMLP:
+    """Output of block `index` += fn(h), h the residual stream before the block's second norm, prefix tokens included.
+
+    At the block's output and not at the MLP's, where LayerScale would scale it.
+    """
+
+    index: int
+    fn: TokenFn
+
+
+@dataclass(frozen=True)
+class OnLinear:
+    """y <- y + fn(x) at a linear layer, x its input.
+
+    With `spatial`, fn gets the grid (B, h, w, C) (inside windowed attention the window, padding included), and prefix
+    tokens go through `prefix_fn`, or get no delta where it is None. With `loss`, fn returns (delta, auxiliary loss or
+    None), which the host adds up.
+    """
+
+    role: str
+    index: int
+    fn: Callable[[Tensor], Any]
+    spatial: bool = False
+    prefix_fn: TokenFn | None = None
+    loss: bool = False
+
+
+@dataclass(frozen=True)
+class OnInput:
+    """x <- fn(x) before the module of a role."""
+
+    role: str
+    index: int
+    fn: TokenFn
+
+
+@dataclass(frozen=True)
+class OnOutput:
+    """y <- fn(y) after the module of a role."""
+
+    role: str
+    index: int
+    fn: TokenFn
+
+
+@dataclass(frozen=True)
+class OnWeight:
+    """W <- fn(W) for the weight (out, in) of a linear role; the bias stays."""
+
+    role: str
+    index: int
+    fn: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompt tokens (n, C) or (B, n, C) after the prefix tokens at the input of block `index`.
+
+    fn gets what the previous block made of its prompts, (B, n, C), or None at the first site. Outside the block the
+    prompts are kept aside: other sites and the features never see them.
+    """
+
+    index: int
+    count: int
+    fn: Callable[[Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class OnImage:
+    """context <- fn(image), the normalised image (B, bands, H, W), once per forward; for the adapter's other sites."""
+
+    fn: Callable[[Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -106,11 +230,37 @@ class Owned:
     tensors: Mapping[str, nn.Parameter]
 
 
-Site = AfterBlock | Owned
+Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Prompts | OnImage | Owned
+
+
+class Merger(Protocol):
+    """Plain weights that an adapter folds itself into."""
+
+    def place(self, role: str, index: int) -> Place:
+        """The module of a role in the copy that is merged into."""
+        ...
+
+    def add(self, role: str, index: int, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Add to a linear layer's weight (out, in) and bias (out,); a bias is made where there was none."""
+        ...
+
+    def put(self, role: str, index: int, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Replace a linear (or norm, or patch embedding) layer's weight and, where given, bias."""
+        ...
+
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Replace the tensor of a name in the backbone's state dict."""
+        ...
 
 
 class Adapter(nn.Module):
     """A method: parameters and the sites at which they act; subclasses take `spec`, then keyword-only settings."""
+
+    unmergeable: str = "it is not linear in the frozen weights"
+    """Why `merge` is refused; "" where the method implements it."""
+
+    forwards_per_step: int = 1
+    """Forwards of each batch in a training step: 1, or 2 where the method compares them (`consistency`)."""
 
     def sites(self) -> Sequence[Site]:
         """Where the method acts; called once, when it is attached."""
@@ -119,12 +269,26 @@ class Adapter(nn.Module):
     def bind(self, backbone: Backbone) -> None:
         """Copy what the method needs from the frozen weights (trained copies); called once, before `sites`."""
 
+    def release(self, backbone: Backbone) -> None:
+        """Undo what `bind` changed in the backbone, if anything; called when the adapter is taken off."""
+
+    def initialise(self, batches: Iterable[Tensor]) -> None:
+        """Data-driven start: normalised images (B, bands, H, W); called once before training where it is overridden."""
+
     def aux_loss(self) -> Tensor | None:
-        """Auxiliary loss of the last forward, or None."""
+        """A loss on the adapter's own weights, or None; losses on activations come from `OnLinear(loss=True)`."""
         return None
+
+    def consistency(self, first: Tensor, second: Tensor) -> Tensor:
+        """Loss on the logits (B, K, H, W) of two forwards of one batch; asked for where `forwards_per_step` is 2."""
+        raise NotImplementedError  # abstract
 
     def after_step(self, step: int, total: int) -> None:
         """Called after optimiser step `step` of `total`."""
+
+    def merge(self, into: Merger) -> None:
+        """Fold the method into plain weights; only where `unmergeable` is ""."""
+        raise NotImplementedError  # abstract
 
     @property
     def trains_nothing(self) -> bool:

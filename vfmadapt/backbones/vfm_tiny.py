@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vfmadapt.backbones.timm_vit import RGB, TimmBackbone, find_weights, load_weights
+from vfmadapt.backbones._weights import RGB, find_weights, load_weights
+from vfmadapt.backbones.timm_vit import TimmBackbone
 from vfmadapt.contracts import UserError
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.2, 0.2, 0.2)
@@ -43,6 +44,7 @@ def vfm_tiny(
     seed: int = 0,
     bands: int | Sequence[str] = RGB,
     gradient_checkpointing: bool = False,
+    final_norm: bool = False,
 ) -> TimmBackbone:
     """Build vfm_tiny with the weights of `version` from the package (no network), of a file, or random ones.
 
@@ -65,6 +67,7 @@ def vfm_tiny(
         name=name,
         bands=bands,
         gradient_checkpointing=gradient_checkpointing,
+        final_norm=final_norm,
         mean=MEAN,
         std=STD,
         licence="apache-2.0",

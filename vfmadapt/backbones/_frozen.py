@@ -1,0 +1,124 @@
+"""What all frozen timm networks share: frozen for good, roles, recomputation, features."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vfmadapt.backbones._roles import Net, find_place, linear_widths, tensor_names
+from vfmadapt.backbones._weights import RGB, weights_hash, widen_patch_embed
+from vfmadapt.contracts import BackboneSpec, Features, Place, UserError
+
+
+class FrozenNet(nn.Module):
+    """A frozen timm network behind the backbone contract; subclasses add how images become tokens and tokens grids.
+
+    Args:
+        net: the timm network, three input channels; frozen here.
+        name: what the adapter file calls it.
+        bands: number of bands or their names; see `widen_patch_embed`.
+        dims, strides, windowed: per block, see `BackboneSpec`.
+        prefix_tokens: class and register tokens.
+        gradient_checkpointing: recompute each block in the backward pass.
+        final_norm: put the network's final norm on the last block's features.
+        mean, std: per RGB channel of the pretraining, or None.
+        licence: of the weights.
+    """
+
+    spec: BackboneSpec
+
+    def __init__(
+        self,
+        net: Net,
+        *,
+        name: str,
+        bands: int | Sequence[str],
+        dims: Sequence[int],
+        strides: Sequence[int],
+        windowed: Sequence[bool],
+        prefix_tokens: int,
+        gradient_checkpointing: bool = False,
+        final_norm: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        licence: str = "unknown",
+    ) -> None:
+        super().__init__()
+        names = tuple(bands) if not isinstance(bands, int) else RGB if bands == 3 else ("",) * bands
+        widen_patch_embed(net, names)
+        self.net: Net = net.requires_grad_(False).eval()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.recompute_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if final_norm:
+            find_place(net, "norm", 0, name)
+        self.spec = BackboneSpec(
+            name=name,
+            dims=tuple(dims),
+            strides=tuple(strides),
+            prefix_tokens=prefix_tokens,
+            bands=len(names),
+            mean=tuple(mean) if mean is not None else None,
+            std=tuple(std) if std is not None else None,
+            weights_hash=weights_hash(net),
+            licence=licence,
+            linears=linear_widths(net),
+            embed_dim=net.patch_embed.proj.out_channels,
+            windowed=tuple(windowed),
+            final_norm=final_norm,
+        )
+
+    def train(self, mode: bool = True) -> "FrozenNet":
+        """Keep the frozen network in evaluation mode whatever `mode` says."""
+        super().train(mode)
+        self.net.eval()
+        return self
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in order."""
+        return list(self.net.blocks)
+
+    def place(self, role: str, index: int) -> Place:
+        """The module that plays `role` in block `index`."""
+        return find_place(self.net, role, index, self.spec.name)
+
+    def tensors(self, role: str) -> Iterable[str]:
+        """Names of the frozen tensors of `role` in the state dict."""
+        names = tensor_names(self.net, role, self.spec.name, final_norm=self.spec.final_norm)
+        return [f"net.{name}" for name in names]
+
+    def exported(self) -> nn.Module:
+        """The timm network."""
+        net: nn.Module = self.net
+        return net
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != self.spec.bands:
+            raise UserError(
+                f"{self.spec.name} takes images (B, {self.spec.bands}, H, W), got {tuple(image.shape)}; "
+                f"build it with bands={image.shape[1] if image.ndim == 4 else 'N'} to use another number of bands"
+            )
+
+    def _run(self, block: nn.Module, tokens: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return block(tokens, **extra)
+        contexts = partial(_contexts, self.recompute_context())
+        return checkpoint(block, tokens, use_reentrant=False, context_fn=contexts, **extra)  # type: ignore[call-overload]
+
+    def _features(self, layers: Sequence[int], kept: dict[int, tuple[Tensor, Tensor]]) -> Features:
+        """`kept[i]`: prefix (B, P, C) and grid (B, h, w, C) of block i."""
+        return Features(
+            grids=tuple(kept[i][1].permute(0, 3, 1, 2) for i in layers),
+            prefix=tuple(kept[i][0] for i in layers),
+            layers=tuple(layers),
+            strides=tuple(self.spec.strides[i] for i in layers),
+        )
+
+
+def _contexts(
+    recompute: AbstractContextManager[Any],
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), recompute
