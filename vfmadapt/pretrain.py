@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from vfmadapt._mae import MaskedAutoencoder, draw_curve
 from vfmadapt._mae_trainer import Plan, Trainer, fit
+from vfmadapt._settings import check_arguments
 from vfmadapt.backbones._mae_encoder import MaskedViT, sincos_positions
-from vfmadapt.build import instantiate
+from vfmadapt.build import instantiate, plain
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def save_curve(history: list[tuple[int, float, float, int, float]], folder: Path
 
 def build_trainer(cfg: "DictConfig") -> Trainer:
     """Instantiate encoder, decoder and pool of a config; weights drawn from its seed."""
+    check_arguments(Plan, "plan", plain(cfg.plan))
+    check_arguments(MaskedAutoencoder, "decoder", plain(cfg.decoder))
     plan = Plan(**{**cfg.plan, "sizes": tuple(cfg.plan.sizes)}, seed=cfg.seed, steps=cfg.steps, minutes=cfg.minutes)
     if cfg.objective != "mae":
         raise UserError(f"objective={cfg.objective}: only mae is known")

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfmadapt.build import compose
+from vfmadapt._settings import check_arguments
+from vfmadapt.build import compose, plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,6 +22,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """
     from vfmadapt import predict, train
 
+    check_arguments(_write_scene, "scene", plain(cfg.scene))
     start, output = time.perf_counter(), Path(cfg.output)
     common = ["task=cloudseg", f"data_root={cfg.data_root}", f"seed={cfg.seed}", *cfg.train]
     runs = {}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt._settings import check_arguments
 from vfmadapt.build import build_model, data_source, instantiate, plain
 from vfmadapt.errors import UserError
 
@@ -91,8 +92,11 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     from vfmadapt.tasks.augment import Augment
     from vfmadapt.tasks.data import SegmentationData
 
-    loader = plain(cfg.loader)
-    augment = Augment(crop=loader.pop("crop"), **plain(cfg.augment))
+    loader, changes = plain(cfg.loader), plain(cfg.augment)
+    crop = loader.pop("crop")
+    check_arguments(Augment, "augment", changes)
+    check_arguments(SegmentationData, "loader", loader)
+    augment = Augment(crop=crop, **changes)
     return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
 
 
@@ -107,6 +111,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
     settings = plain(cfg.trainer)
+    check_arguments(Trainer, "trainer", settings)
     logs = [CSVLogger(run, name="logs"), TensorBoardLogger(run, name="tensorboard")]
     try:
         return Trainer(
