@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vfmadapt.bank import load_many as load_many
     from vfmadapt.build import adapt as adapt
     from vfmadapt.checkpoint import load as load
     from vfmadapt.checkpoint import save as save
@@ -15,11 +16,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "adapt": "vfmadapt.build",
     "load": "vfmadapt.checkpoint",
+    "load_many": "vfmadapt.bank",
     "save": "vfmadapt.checkpoint",
     "predict_raster": "vfmadapt.raster.predict",
     "UserError": "vfmadapt.errors",
 }
-__all__ = ["UserError", "__version__", "adapt", "load", "predict_raster", "save"]
+__all__ = ["UserError", "__version__", "adapt", "load", "load_many", "predict_raster", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Configs -> objects: the only module that instantiates. The registry is the package's `conf/` folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
-    from vfmadapt.contracts import Adapter, DataSource, DataSpec
+    from vfmadapt.contracts import Adapter, BackboneSpec, DataSource, DataSpec, Head
     from vfmadapt.host import AdaptedBackbone
     from vfmadapt.model import AdaptedModel
 
@@ -47,7 +47,7 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
             if len(entries) < len(overrides):
                 check_overrides(plain(cfg), plain(hydra_compose(tool, overrides=entries)))
             return cfg
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: GROUP=null
         raise UserError(_explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
@@ -128,14 +128,19 @@ def build_backbone(cfg: Any, adapter_cfg: Any, bands: Sequence[str]) -> "Adapted
 
     config = {"backbone": plain(cfg), "adapter": plain(adapter_cfg)}
     settings = dict(config["backbone"])
-    train_patch_embed = settings.pop("train_patch_embed", False)
+    settings.pop("train_patch_embed", None)
     frozen = instantiate(settings, bands=tuple(bands))
-    adapters: dict[str, Any] = {"main": adapter(config["adapter"], frozen)}
-    if train_patch_embed:
+    return AdaptedBackbone(frozen, adapters(config, frozen), config=config)
+
+
+def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
+    """The adapters of a plain config (nodes `adapter`, `backbone`) for a frozen backbone, by name."""
+    made: dict[str, Adapter] = {"main": adapter(config["adapter"], frozen)}
+    if config["backbone"].get("train_patch_embed"):
         from vfmadapt.adapters.owned import TrainedTensors
 
-        adapters["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
-    return AdaptedBackbone(frozen, adapters, config=config)
+        made["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
+    return made
 
 
 def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
@@ -143,9 +148,14 @@ def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
     from vfmadapt.model import AdaptedModel
 
     backbone = build_backbone(cfg["backbone"], cfg["adapter"], spec.bands)
-    head = plain(cfg["head"])
-    backbone.config["head"] = head
-    return AdaptedModel(backbone, instantiate(head, backbone.spec, num_classes=len(spec.classes)), spec=spec)
+    backbone.config["head"] = plain(cfg["head"])
+    return AdaptedModel(backbone, head(cfg["head"], backbone.spec, spec), spec=spec)
+
+
+def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":
+    """The head of a config node for the features of a backbone and the classes of the data."""
+    made: Head = instantiate(node, backbone, num_classes=len(spec.classes))
+    return made
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -76,12 +76,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not safetensors, not written by this project, or a later format.
     """
-    return _read(Path(path))[0]
+    return read_file(path)[0]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and all tensors of an adapter file; raises as `read_header` does."""
     from safetensors import SafetensorError, safe_open
 
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such adapter file; train one with tools/train.py")
     try:
@@ -112,7 +114,7 @@ def check_hash(path: str | Path, header: Mapping[str, Any], spec: BackboneSpec) 
 
 def read_adapter(path: str | Path, spec: BackboneSpec) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file for a backbone at hand; raises UserError where the frozen weights are others."""
-    header, state = _read(Path(path))
+    header, state = read_file(path)
     check_hash(path, header, spec)
     return header, {k: v for k, v in state.items() if k.startswith("adapters.")}
 
@@ -129,19 +131,20 @@ def load(path: str | Path, *, weights: str | None = None) -> AdaptedModel:
     """
     from vfmadapt.build import build_model
 
-    header, state = _read(Path(path))
+    header, state = read_file(path)
     if header["data"] is None:
         raise UserError(f"{path} holds an adapter without a head; attach it with vfmadapt.adapt(model, {str(path)!r})")
     config = header["config"]
     if weights is not None:
         config["backbone"]["weights"] = weights
-    model = build_model(config, _data_spec(header["data"]))
+    model = build_model(config, data_spec(header["data"]))
     check_hash(path, header, model.backbone.spec)
     model.load_adapter_state(state)
     return model.eval()
 
 
-def _data_spec(data: Mapping[str, Any]) -> DataSpec:
+def data_spec(data: Mapping[str, Any]) -> DataSpec:
+    """The data's spec from a header's `data`."""
     classes = tuple(ClassSpec(c["name"], tuple(c["colour"])) for c in data["classes"])
     return DataSpec(
         name=data["name"],

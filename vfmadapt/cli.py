@@ -21,6 +21,7 @@ TOOLS = {
     "pretrain": "masked-image modelling of a backbone",
     "benchmark": "time an adapter's fast path against its direct formulation",
     "check_data": "how hard a data set is: class shares and per-pixel baselines",
+    "params": "what a choice of backbone, adapter and head trains and stores",
     "check_golden": "do the adapters give the published numbers?",
     "quickstart": "train, compare with the frozen backbone, map a generated GeoTIFF",
 }

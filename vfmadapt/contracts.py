@@ -5,7 +5,7 @@ prefix tokens, K classes, N tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
@@ -67,6 +67,24 @@ class Features:
     prefix: tuple[Tensor, ...]
     layers: tuple[int, ...]
     strides: tuple[int, ...]
+
+    def only(self, layers: Sequence[int]) -> "Features":
+        """Some of the layers, in the order asked."""
+        at = [self.layers.index(i) for i in layers]
+        return Features(
+            grids=tuple(self.grids[i] for i in at),
+            prefix=tuple(self.prefix[i] for i in at),
+            layers=tuple(layers),
+            strides=tuple(self.strides[i] for i in at),
+        )
+
+    def rows(self, first: int, last: int) -> "Features":
+        """The samples first .. last - 1 of the batch."""
+        return replace(
+            self,
+            grids=tuple(grid[first:last] for grid in self.grids),
+            prefix=tuple(prefix[first:last] for prefix in self.prefix),
+        )
 
 
 @runtime_checkable

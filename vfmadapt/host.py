@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,8 +40,10 @@ class Pass:
     """State of one forward: nothing of it outlives the forward but the auxiliary losses."""
 
     grid: tuple[int, int]
-    routes: Mapping[str, tuple[int, int]] | None = None  # rows of each adapter, as (first, last + 1) of `rows`
-    rows: int = 0
+    routes: Mapping[str, tuple[int, int]] | None = None  # by adapter: its samples, (first, last + 1) of `samples`
+    samples: int = 0
+    copies: int = 1  # of the image in the batch, from block `shared` on
+    shared: int = 0
     contexts: dict[str, Any] = field(default_factory=dict)  # by adapter: what OnImage made
     residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
     prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts
@@ -118,12 +120,65 @@ class AdaptedBackbone(nn.Module):
     def _forward(self, image: Tensor, layers: Sequence[int], state: Pass) -> Features:
         with _Running(self, state):
             for name in self.active:
+                rows = state.routes.get(name, (0, 0)) if state.routes is not None and state.copies == 1 else None
                 for site in self._sites[name]:
                     if isinstance(site, OnImage):
-                        state.contexts[name] = site.fn(image)
+                        state.contexts[name] = site.fn(image if rows is None else image[slice(*rows)])
             features: Features = self.backbone(image, layers)
         self._losses = state.losses
         return features
+
+    @torch.no_grad()
+    def each(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> list[Features]:
+        """Features of one batch of images under each group of adapters; what lies before their first site runs once.
+
+        Args:
+            image: normalised, (B, bands, H, W).
+            layers: blocks whose features are wanted.
+            groups: names of adapters that act together.
+
+        Raises:
+            UserError: adapters that cannot share a batch, by name (`check_batchable`).
+        """
+        self._use_together(groups)
+        batch, copies = image.shape[0], len(groups)
+        routes = {name: (k * batch, (k + 1) * batch) for k, group in enumerate(groups) for name in group}
+        shared = min((first_block(self._sites[name]) for group in groups for name in group), default=0)
+        state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies, shared)
+        handle = self.backbone.blocks()[shared].register_forward_pre_hook(partial(_repeat, copies), prepend=True)
+        try:
+            features = self._forward(image, layers, state)
+        finally:
+            handle.remove()
+        whole = replace(
+            features,
+            grids=tuple(_whole(grid, copies * batch) for grid in features.grids),
+            prefix=tuple(_whole(prefix, copies * batch) for prefix in features.prefix),
+        )
+        return [whole.rows(k * batch, (k + 1) * batch) for k in range(copies)]
+
+    @torch.no_grad()
+    def routed(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> Features:
+        """Features of a batch in which sample i goes through the adapters `groups[i]` (none: the bare backbone).
+
+        Samples of one group must follow one another. Raises as `each` does.
+        """
+        self._use_together(groups)
+        routes: dict[str, tuple[int, int]] = {}
+        for sample, group in enumerate(groups):
+            for name in group:
+                first, last = routes.get(name, (sample, sample))
+                if last != sample:
+                    raise ValueError(f"samples of adapter {name} do not follow one another")
+                routes[name] = first, sample + 1
+        return self._forward(image, layers, Pass(self.backbone.grid_size(*image.shape[-2:]), routes, len(groups)))
+
+    def _use_together(self, groups: Sequence[Sequence[str]]) -> None:
+        names = tuple(dict.fromkeys(name for group in groups for name in group))
+        for name in names:
+            check_batchable(name, self._sites[name])
+        if set(names) != set(self.active):
+            self.use(*names)
 
     def train(self, mode: bool = True) -> "AdaptedBackbone":
         """Set the adapters' mode; the backbone stays in evaluation mode."""
@@ -229,6 +284,10 @@ class AdaptedBackbone(nn.Module):
             assert isinstance(adapter, Adapter)
             yield adapter
 
+    def replaced(self) -> dict[int, nn.Parameter]:
+        """The frozen parameters that a trained copy stands in for at present, by id."""
+        return {id(p): p for p in self._frozen.values()}
+
     def sites(self, name: str) -> Sequence[Site]:
         """The sites that an adapter declared."""
         return self._sites[name]
@@ -302,7 +361,9 @@ class AdaptedBackbone(nn.Module):
         """fn(old, *like) on the rows of the batch that are the adapter's (all of them without routes)."""
         if state.routes is None:
             return fn(old, *like)
-        first, last = (bound * old.shape[0] // state.rows for bound in state.routes[name])
+        first, last = (
+            bound * old.shape[0] // state.samples for bound in state.routes[name]
+        )  # windows: several rows each
         rows = fn(old[first:last], *(x[first:last] for x in like))
         return torch.cat([old[:first], rows, old[last:]])
 
@@ -440,6 +501,30 @@ class AdaptedBackbone(nn.Module):
         self.train(False)
         yield
         self.train(was)
+
+
+def check_batchable(name: str, sites: Iterable[Site]) -> None:
+    """Raises UserError unless the adapter leaves weights and sequence length alone, so that it can act on some rows."""
+    for site in sites:
+        if isinstance(site, Owned | OnWeight | Prompts):
+            what = "changes the sequence's length" if isinstance(site, Prompts) else "changes the frozen weights"
+            raise UserError(
+                f"adapter {name} {what}, so it cannot share a batch with others: run it by itself with use()"
+            )
+
+
+def first_block(sites: Iterable[Site]) -> int:
+    """The first block on which an adapter acts; what lies before is the frozen backbone's alone."""
+    return min((getattr(site, "index", 0) for site in sites if not isinstance(site, OnImage)), default=0)
+
+
+def _whole(tensor: Tensor, samples: int) -> Tensor:
+    """Features from before the batch was repeated serve every copy."""
+    return tensor.repeat(samples // tensor.shape[0], *(1,) * (tensor.ndim - 1))
+
+
+def _repeat(copies: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].repeat(copies, *(1,) * (args[0].ndim - 1)), *args[1:])
 
 
 def prompt_count(sites: Iterable[Site]) -> int:

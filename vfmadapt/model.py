@@ -10,8 +10,19 @@ from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone, load_state
 
 
+def normalise(image: Tensor, valid: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
+    """Image (B, C, H, W) in sensor units -> (image - mean) / std, the only place where images are normalised.
+
+    Pixels that are not valid (`valid`: bool (B, H, W)) or not finite become 0, the mean. `mean` and `std`: (C, 1, 1).
+    """
+    usable = torch.isfinite(image)
+    if valid is not None:
+        usable = usable & valid[:, None]
+    return ((image - mean) / std).where(usable, 0)
+
+
 class AdaptedModel(nn.Module):
-    """Image in sensor units -> logits; the only place where images are normalised.
+    """Image in sensor units -> logits.
 
     Args:
         backbone: the frozen backbone with its adapters.
@@ -42,11 +53,7 @@ class AdaptedModel(nn.Module):
         if image.ndim != 4 or image.shape[1] != len(self.spec.bands):
             wanted = f"(B, {len(self.spec.bands)}, H, W) with the bands {', '.join(self.spec.bands)}"
             raise UserError(f"this model takes images {wanted}, got {tuple(image.shape)}")
-        usable = torch.isfinite(image)
-        if valid is not None:
-            usable = usable & valid[:, None]
-        normalised = ((image - self.mean) / self.std).where(usable, 0)
-        features = self.backbone(normalised, self.head.layers)
+        features = self.backbone(normalise(image, valid, self.mean, self.std), self.head.layers)
         logits: Tensor = self.head(features, (image.shape[-2], image.shape[-1]))
         return logits
 

@@ -36,7 +36,12 @@ def widen_patch_embed(net: Net, bands: Sequence[str]) -> None:
 
 
 def weights_hash(net: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 bytes of a module's persistent state, in order of name."""
+    """SHA-256 over names, shapes and float32 bytes of a module's persistent state, in order of name.
+
+    "meta" for a module without real weights.
+    """
+    if any(tensor.is_meta for tensor in net.state_dict().values()):
+        return "meta"
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)};".encode())

@@ -1,0 +1,164 @@
+"""Many adapter files on one frozen backbone: switched in place, several on one image, one per sample."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vfmadapt.contracts import DataSpec, Head
+from vfmadapt.errors import UserError
+from vfmadapt.host import AdaptedBackbone, load_state
+from vfmadapt.model import AdaptedModel, normalise
+
+
+class Bank(nn.Module):
+    """Models that share one frozen backbone, which is in memory once. For inference; see `vfmadapt.load_many`.
+
+    Args:
+        backbone: the frozen backbone with the adapters of all models.
+        adapters: by model, the names of its adapters.
+        heads: by model.
+        specs: by model: its bands, classes, mean and std.
+    """
+
+    def __init__(
+        self,
+        backbone: AdaptedBackbone,
+        adapters: Mapping[str, Sequence[str]],
+        heads: Mapping[str, Head],
+        specs: Mapping[str, DataSpec],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.adapters = {name: tuple(group) for name, group in adapters.items()}
+        self.heads = nn.ModuleDict(heads)
+        self.specs = dict(specs)
+        for name, spec in specs.items():
+            self.register_buffer(f"mean_{name}", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
+            self.register_buffer(f"std_{name}", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
+        self.current = next(iter(self.adapters))
+        self.use(self.current)
+        self.eval()
+
+    def names(self) -> tuple[str, ...]:
+        """The models, in order."""
+        return tuple(self.adapters)
+
+    def use(self, name: str) -> None:
+        """Switch to a model in place; raises UserError with the known ones."""
+        self._check([name])
+        self.backbone.use(*self.adapters[name])
+        self.current = name
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Image (B, C, H, W) in sensor units -> logits (B, K, H, W) of the model in use."""
+        self.use(self.current)
+        head = self._head(self.current)
+        features = self.backbone(self._normalise(self.current, image, valid), head.layers)
+        logits: Tensor = head(features, (image.shape[-2], image.shape[-1]))
+        return logits
+
+    @torch.no_grad()
+    def each(self, image: Tensor, names: Iterable[str] | None = None, valid: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (B, K, H, W) of several models (all by default) on the same images (B, C, H, W) in sensor units.
+
+        The blocks before the first adapted one run once, the others on a batch of all models; models that normalise
+        otherwise have a batch of their own.
+
+        Raises:
+            UserError: an unknown name, or an adapter that cannot share a batch.
+        """
+        chosen = self.names() if names is None else tuple(names)
+        self._check(chosen)
+        found: dict[str, Tensor] = {}
+        for key in dict.fromkeys(_normalisation(self.specs[name]) for name in chosen):
+            together = [name for name in chosen if _normalisation(self.specs[name]) == key]
+            layers = tuple(sorted({i for name in together for i in self._head(name).layers}))
+            inside = self._normalise(together[0], image, valid)
+            groups = [self.adapters[name] for name in together]
+            for name, features in zip(together, self.backbone.each(inside, layers, groups), strict=True):
+                head = self._head(name)
+                found[name] = head(features.only(head.layers), (image.shape[-2], image.shape[-1]))
+        return {name: found[name] for name in chosen}
+
+    @torch.no_grad()
+    def routed(self, image: Tensor, names: Sequence[str], valid: Tensor | None = None) -> list[Tensor]:
+        """Logits (K_i, H, W) of sample i of images (B, C, H, W) under model `names[i]`, in one batch.
+
+        Raises:
+            UserError: an unknown name, another number of names than of images, an adapter that cannot share a batch.
+        """
+        self._check(names)
+        if len(names) != image.shape[0]:
+            raise UserError(f"{len(names)} names for a batch of {image.shape[0]} images; give one name per image")
+        order = sorted(range(len(names)), key=lambda i: self.names().index(names[i]))
+        inside = torch.cat(
+            [self._normalise(names[i], image[i : i + 1], None if valid is None else valid[i : i + 1]) for i in order]
+        )
+        layers = tuple(sorted({i for name in names for i in self._head(name).layers}))
+        features = self.backbone.routed(inside, layers, [self.adapters[names[i]] for i in order])
+        found: dict[int, Tensor] = {}
+        place = 0
+        for name, group in groupby(order, key=lambda i: names[i]):
+            samples, head = list(group), self._head(name)
+            mine = features.rows(place, place + len(samples)).only(head.layers)
+            logits = head(mine, (image.shape[-2], image.shape[-1]))
+            found |= dict(zip(samples, logits, strict=True))
+            place += len(samples)
+        return [found[i] for i in range(len(names))]
+
+    def _normalise(self, name: str, image: Tensor, valid: Tensor | None) -> Tensor:
+        return normalise(image, valid, self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}"))
+
+    def _head(self, name: str) -> Head:
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
+
+    def _check(self, names: Iterable[str]) -> None:
+        if unknown := [n for n in names if n not in self.adapters]:
+            raise UserError(f"no model {unknown[0]!r} is loaded; there are: {', '.join(self.adapters)}")
+
+
+def load_many(files: Mapping[str, str | Path]) -> Bank:
+    """Load several adapter files onto one frozen backbone.
+
+    Args:
+        files: {name: adapter file}; all trained on the same frozen weights and bands.
+
+    Raises:
+        UserError: no file, a file that is no adapter file, or one that was trained on other weights.
+    """
+    from vfmadapt.build import adapters as build_adapters
+    from vfmadapt.build import head as build_head
+    from vfmadapt.checkpoint import check_hash, data_spec, load, read_file
+
+    if not files or any("." in name for name in files):
+        raise UserError(f"names {list(files)}: give {{name: adapter file}}, at least one, names without a dot")
+    model: AdaptedModel = load(next(iter(files.values())))
+    host = AdaptedBackbone(model.backbone.detach(), {}, config=model.backbone.config)
+    adapters: dict[str, list[str]] = {}
+    heads: dict[str, Head] = {}
+    specs: dict[str, DataSpec] = {}
+    for name, path in files.items():
+        header, state = read_file(path)
+        check_hash(path, header, host.spec)
+        if header["data"] is None:
+            raise UserError(f"{path} holds an adapter without a head; load_many takes whole models")
+        config, spec = header["config"], data_spec(header["data"])
+        made = build_adapters(config, host.backbone)
+        head = build_head(config["head"], host.spec, spec)
+        own = {f"head.{k}": v for k, v in head.state_dict().items()}
+        for part, module in made.items():
+            host.add(f"{name}/{part}", module)
+            own |= {f"adapters.{part}.{k}": v for k, v in module.state_dict().items()}
+        load_state(own, state)
+        adapters[name], heads[name], specs[name] = [f"{name}/{part}" for part in made], head, spec
+    return Bank(host, adapters, heads, specs)
+
+
+def _normalisation(spec: DataSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return spec.mean, spec.std
