@@ -18,7 +18,7 @@ Case = tuple[Callable[[], Any], Callable[[], Any]]  # (fast, direct)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Time one layer of `cfg.adapter`, forward and forward + backward.
+    """Time one layer of `cfg.adapter`, forward and forward + backward; with `what: adapters`, see `overheads`.
 
     The adapter's module offers `benchmark_pair(adapter, batch, (h, w)) -> (fast, direct, inputs)`.
 
@@ -31,6 +31,12 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """
     import torch
 
+    if cfg.what == "adapters":
+        from vfmadapt.benchmark_adapters import overheads
+
+        return overheads(cfg)
+    if cfg.what != "layer":
+        raise UserError(f"benchmark what={cfg.what}: choose layer (one adapter, fast against direct) or adapters (all)")
     fast, direct, inputs = _pair(cfg)
     before = torch.get_num_threads()
     torch.set_num_threads(int(cfg.threads))
@@ -68,7 +74,7 @@ def _pair(cfg: "DictConfig") -> tuple[Callable[..., Any], Callable[..., Any], tu
     import torch
 
     from vfmadapt.build import instantiate, plain
-    from vfmadapt.contracts import BackboneSpec
+    from vfmadapt.testing import vit_spec
 
     sizes = {"batch": cfg.batch, "channels": cfg.channels, "threads": cfg.threads, "repeats": cfg.repeats}
     sizes.update(zip(("tokens[0]", "tokens[1]"), cfg.tokens, strict=False))
@@ -80,8 +86,8 @@ def _pair(cfg: "DictConfig") -> tuple[Callable[..., Any], Callable[..., Any], tu
     if make_pair is None:
         raise UserError(f"{module.__name__} has no benchmark_pair, so nothing to time it against; try adapter=earth")
     torch.manual_seed(int(cfg.seed))
-    spec = BackboneSpec("benchmark", (int(cfg.channels),), (16,), 0, 3, None, None, "", "")
-    adapter = instantiate({**plain(cfg.adapter), "dim": int(cfg.dim)}, spec)
+    node = plain(cfg.adapter)
+    adapter = instantiate(node | ({"dim": int(cfg.dim)} if "dim" in node else {}), vit_spec(int(cfg.channels)))
     pair: tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
     pair = make_pair(adapter, int(cfg.batch), (int(cfg.tokens[0]), int(cfg.tokens[1])))
     return pair

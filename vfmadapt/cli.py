@@ -34,7 +34,7 @@ GROUPS = {
     "experiments": "experiment",
 }
 USER_ERROR = 2
-POSITIONAL = {"check_golden": "path"}
+POSITIONAL = {"check_golden": "path", "benchmark": "what"}
 """Tools whose first argument may come without its key."""
 
 

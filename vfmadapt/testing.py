@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vfmadapt.build import adapter, entry
-from vfmadapt.contracts import Adapter
+from vfmadapt.contracts import Adapter, BackboneSpec
 from vfmadapt.host import AdaptedBackbone
 
 _VIT: Mapping[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -33,6 +33,27 @@ BACKBONES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 """{family: (timm name, settings that make it tiny)}: prefix tokens 0, 1 and 5, RoPE, windows, widths that grow."""
+
+
+def vit_spec(channels: int, depth: int = 1) -> BackboneSpec:
+    """A plain ViT's spec of a width and depth, for adapters that are built by themselves."""
+    linears = dict.fromkeys(("q", "k", "v", "proj"), ((channels, channels),) * depth)
+    linears |= {"qkv": ((channels, 3 * channels),) * depth}
+    linears |= {"fc1": ((channels, 4 * channels),) * depth, "fc2": ((4 * channels, channels),) * depth}
+    return BackboneSpec(
+        name=f"ViT of width {channels}",
+        dims=(channels,) * depth,
+        strides=(16,) * depth,
+        prefix_tokens=1,
+        bands=3,
+        mean=None,
+        std=None,
+        weights_hash="",
+        licence="",
+        linears=linears,
+        embed_dim=channels,
+        windowed=(False,) * depth,
+    )
 
 
 def tiny_backbone(family: str, *, seed: int = 0, **settings: Any) -> Any:

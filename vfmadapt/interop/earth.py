@@ -7,8 +7,9 @@ from torch import Tensor
 
 from vfmadapt.adapters.earth import Bottleneck, Earth, FrequencyMixture
 from vfmadapt.check_golden import Golden
-from vfmadapt.contracts import Adapter, BackboneSpec
+from vfmadapt.contracts import Adapter
 from vfmadapt.interop import Strict
+from vfmadapt.testing import vit_spec as fake_spec
 
 
 def load_earth(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
@@ -95,24 +96,3 @@ def replay_earth(golden: Golden) -> dict[str, Tensor]:
 def _published_bottleneck(layer: Bottleneck) -> list[tuple[str, Tensor]]:
     down, up = layer.down, layer.up
     return [("0.weight", down.weight), ("0.bias", down.bias), ("2.weight", up.weight), ("2.bias", up.bias)]
-
-
-def fake_spec(channels: int, depth: int = 1) -> BackboneSpec:
-    """A ViT's spec of a width and depth, for adapters that are built by themselves."""
-    linears = {role: ((channels, channels),) * depth for role in ("q", "k", "v", "proj")}
-    linears |= {"qkv": ((channels, 3 * channels),) * depth}
-    linears |= {"fc1": ((channels, 4 * channels),) * depth, "fc2": ((4 * channels, channels),) * depth}
-    return BackboneSpec(
-        name=f"vit of width {channels}",
-        dims=(channels,) * depth,
-        strides=(16,) * depth,
-        prefix_tokens=1,
-        bands=3,
-        mean=None,
-        std=None,
-        weights_hash="",
-        licence="",
-        linears=linears,
-        embed_dim=channels,
-        windowed=(False,) * depth,
-    )
