@@ -222,6 +222,18 @@ class OnWeight:
 
 
 @dataclass(frozen=True)
+class Instead:
+    """y <- fn(x) in place of what the module of a role computes: fn computes that part, too.
+
+    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once.
+    """
+
+    role: str
+    index: int
+    fn: TokenFn
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Prompt tokens (n, C) or (B, n, C) after the prefix tokens at the input of block `index`.
 
@@ -248,7 +260,7 @@ class Owned:
     tensors: Mapping[str, nn.Parameter]
 
 
-Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Prompts | OnImage | Owned
+Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | OnImage | Owned
 
 
 class Merger(Protocol):
@@ -256,6 +268,14 @@ class Merger(Protocol):
 
     def place(self, role: str, index: int) -> Place:
         """The module of a role in the copy that is merged into."""
+        ...
+
+    def weight(self, role: str, index: int) -> Tensor:
+        """The weight of a layer at present, (out, in) where it is linear."""
+        ...
+
+    def bias(self, role: str, index: int) -> Tensor:
+        """The bias (out,) that a layer itself adds: zeros where it has none."""
         ...
 
     def add(self, role: str, index: int, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
@@ -291,7 +311,10 @@ class Adapter(nn.Module):
         """Undo what `bind` changed in the backbone, if anything; called when the adapter is taken off."""
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
-        """Data-driven start: normalised images (B, bands, H, W); called once before training where it is overridden."""
+        """Data-driven start: normalised images (B, bands, H, W); called once before training where it is overridden.
+
+        All adapters are off meanwhile, so that the backbone of `bind` can be called by itself.
+        """
 
     def aux_loss(self) -> Tensor | None:
         """A loss on the adapter's own weights, or None; losses on activations come from `OnLinear(loss=True)`."""
