@@ -120,16 +120,22 @@ class SegmentationTask(LightningModule):
         self._stepped = self.global_step
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
-        """Loss of a batch, with the adapters' auxiliary losses.
+        """Loss of a batch, with the adapters' auxiliary losses; a second forward where they compare two.
 
         Raises:
             UserError: the loss is not finite; it names the step.
         """
-        parts = self.loss(self.model(batch["image"], batch["valid"]), batch["mask"])
+        logits = self.model(batch["image"], batch["valid"])
+        parts = self.loss(logits, batch["mask"])
         loss: Tensor = parts["loss"]
         if (aux := self.model.backbone.aux_loss()) is not None:
             loss = loss + aux
             self.log("train/aux", aux.detach())
+        if comparing := [a for a in self.model.backbone.active_adapters() if a.forwards_per_step == 2]:
+            again = self.model(batch["image"], batch["valid"])
+            consistency = torch.stack([a.consistency(logits, again) for a in comparing]).sum()
+            loss = loss + consistency
+            self.log("train/consistency", consistency.detach())
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step}: lower task.lr (now {self.lr:g}), "
