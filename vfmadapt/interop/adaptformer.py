@@ -39,7 +39,7 @@ def _filled(golden: Golden, prefix: str) -> tuple[AdaptFormer, dict[str, nn.Para
     published = {
         prefix + name.replace(".", "_proj."): parameter for name, parameter in adapter.branches[0].named_parameters()
     }
-    strict = Strict({k: v for k, v in golden.params.items() if k.startswith(f"{prefix}")}, "adaptformer")
+    strict = Strict({k: v for k, v in golden.params.items() if k.startswith(prefix)}, "adaptformer")
     for name, parameter in published.items():
         strict.copy(parameter, name)
     strict.done()
