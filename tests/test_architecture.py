@@ -27,8 +27,8 @@ ALLOWED = {
 }
 # heavy library -> the only places that may import it
 OWNERS = {
-    "timm": ("vfmadapt.backbones",),
-    "peft": ("vfmadapt.adapters.peft",),
+    "timm": ("vfmadapt.backbones", "vfmadapt.interop"),  # interop replays whole published blocks
+    "peft": tuple(f"vfmadapt.adapters.{name}" for name in ("peft", "_peft_layers", "_peft_starts", "_peft_tuners")),
     "transformers": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
     "rasterio": ("vfmadapt.raster", "vfmadapt.datasets"),
     "triton": ("vfmadapt.kernels",),

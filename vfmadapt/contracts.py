@@ -333,7 +333,7 @@ class Adapter(nn.Module):
 
     @property
     def trains_nothing(self) -> bool:
-        """True only for the control without an adapter."""
+        """True only for the control without an adapter, and for one whose weights are fixed codes by now."""
         return False
 
 

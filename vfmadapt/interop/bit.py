@@ -28,8 +28,8 @@ def load_bit_lora(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
 def _load(adapter: QuantisedAdapter, state: Mapping[str, Tensor], method: str) -> None:
     """Fix the adapter to the front of an official file, which ends with the classifier (float32 or 1-bit) or without.
 
-    Codes and sizes are as published; that the adapter comes first, and each layer's codes before its mean and
-    deviation, is our reading of the published sizes. Another order would show as absurd means and is refused.
+    The release's order: blocks; queries before values; down before up; a layer's codes, then its mean and deviation; the
+    classifier last.
     """
     strict = Strict(state, method)
     data = bytes(strict.take("packed").tolist())

@@ -8,7 +8,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmadapt.adapters._affine import AffineBottleneck
 from vfmadapt.adapters.hydra_lora import HydraLora
@@ -19,7 +19,7 @@ from vfmadapt.backbones.timm_vit import TimmBackbone
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import Adapter
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.interop._vit import keep, vit
+from vfmadapt.interop._vit import give, keep, vit
 from vfmadapt.testing import vit_spec
 
 
@@ -157,7 +157,7 @@ def _through(model: AdaptedBackbone, role: str, x: Tensor) -> Tensor:
     kept: list[Tensor] = []
     module = model.backbone.place(role, 0).module
     handles = [
-        module.register_forward_pre_hook(partial(_give, x), prepend=True),
+        module.register_forward_pre_hook(partial(give, x), prepend=True),
         module.register_forward_hook(partial(keep, kept)),
     ]
     patches = x.shape[1] - model.spec.prefix_tokens
@@ -165,7 +165,3 @@ def _through(model: AdaptedBackbone, role: str, x: Tensor) -> Tensor:
     for handle in handles:
         handle.remove()
     return kept[0]
-
-
-def _give(x: Tensor, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (x, *args[1:])
