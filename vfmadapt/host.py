@@ -17,6 +17,7 @@ from vfmadapt.contracts import (
     Backbone,
     BackboneSpec,
     Features,
+    Instead,
     OnImage,
     OnInput,
     OnLinear,
@@ -95,7 +96,7 @@ class AdaptedBackbone(nn.Module):
         self._handles: dict[str, list[RemovableHandle]] = {}
         self._sites: dict[str, list[Site]] = {}
         self._frozen: dict[str, nn.Parameter] = {}
-        self._weights: dict[nn.Module, list[tuple[Key, OnWeight, Place]]] = {}
+        self._forwards: dict[nn.Module, list[tuple[Key, OnWeight | Instead, Place]]] = {}
         self._fired: set[Key] | None = None
         self.backbone.recompute_context = self._resume  # type: ignore[assignment]  # mypy takes module attributes for tensors
         for name, adapter in adapters.items():
@@ -239,10 +240,16 @@ class AdaptedBackbone(nn.Module):
             adapter.after_step(step, total)
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
-        """Give the adapters that start from data normalised images (B, bands, H, W)."""
-        for adapter in self.active_adapters():
-            if type(adapter).initialise is not Adapter.initialise:
-                adapter.initialise(batches)
+        """Give the adapters that start from data (`from_data`) normalised images (B, bands, H, W), all adapters off."""
+        before, waiting = self.active, list(self.from_data())
+        self.use()
+        for adapter in waiting:
+            adapter.initialise(batches)
+        self.use(*before)
+
+    def from_data(self) -> Iterator[Adapter]:
+        """The active adapters with a data-driven start."""
+        return (a for a in self.active_adapters() if type(a).initialise is not Adapter.initialise)
 
     def detach(self) -> Backbone:
         """Take the adapters off and give back the frozen backbone, bit for bit as it was."""
@@ -250,12 +257,12 @@ class AdaptedBackbone(nn.Module):
         for handles in self._handles.values():
             for handle in handles:
                 handle.remove()
-        for module in self._weights:
+        for module in self._forwards:
             del module.forward
         for adapter in self._each():
             adapter.release(self.backbone)
         self._handles.clear()
-        self._weights.clear()
+        self._forwards.clear()
         self.backbone.recompute_context = nullcontext  # type: ignore[assignment]
         return self.backbone
 
@@ -329,7 +336,7 @@ class AdaptedBackbone(nn.Module):
             block = blocks[site.index]
             handles.append(block.register_forward_pre_hook(partial(self._insert, key, site)))
             handles.append(block.register_forward_hook(partial(self._take_out, key, site), prepend=True))
-        elif isinstance(site, OnLinear | OnInput | OnOutput | OnWeight):
+        elif isinstance(site, OnLinear | OnInput | OnOutput | OnWeight | Instead):
             place = self.backbone.place(site.role, site.index)
             if isinstance(site, OnLinear):
                 handles.append(place.module.register_forward_hook(partial(self._add, key, site, place)))
@@ -338,8 +345,8 @@ class AdaptedBackbone(nn.Module):
             elif isinstance(site, OnInput):
                 handles.append(place.module.register_forward_pre_hook(partial(self._input, key, site)))
             else:
-                self._weights.setdefault(place.module, []).append((key, site, place))
-                place.module.forward = partial(self._weighted, place.module)
+                self._forwards.setdefault(place.module, []).append((key, site, place))
+                place.module.forward = partial(self._forward_of, place.module)
         else:
             raise TypeError(f"adapter {key[0]}: unknown site {site!r}")
 
@@ -439,11 +446,27 @@ class AdaptedBackbone(nn.Module):
             return None
         return (self._change(state, key[0], site.fn, args[0]), *args[1:])
 
-    def _weighted(self, module: Any, x: Tensor) -> Tensor:
+    def _forward_of(self, module: Any, x: Tensor) -> Tensor:
+        """The forward of a module that has OnWeight or Instead sites."""
+        on = [(key, site, place) for key, site, place in self._forwards[module] if self._on(key) is not None]
+        if not on:
+            return type(module).forward(module, x)
+        if not any(isinstance(site, Instead) for _, site, _ in on):
+            return self._weighted(module, on, x)
+        assert self.current is not None
+        if self.current.routes is None:
+            if len(on) > 1:
+                names, site = " and ".join(key[0] for key, *_ in on), on[0][1]
+                raise UserError(f"{names} both stand in for {site.role} of block {site.index}: use one at a time")
+            return on[0][1].fn(x)
+        y = type(module).forward(module, x)
+        for key, site, _ in on:
+            y = self._change(self.current, key[0], partial(_second, site.fn), y, x)
+        return y
+
+    def _weighted(self, module: Any, on: Iterable[tuple[Key, Any, Place]], x: Tensor) -> Tensor:
         weight: Tensor = module.weight
-        for key, site, place in self._weights[module]:
-            if self._on(key) is None:
-                continue
+        for _, site, place in on:
             if place.rows is None:
                 weight = site.fn(weight)
             else:
@@ -468,8 +491,7 @@ class AdaptedBackbone(nn.Module):
 
     def _resume(self) -> AbstractContextManager[None]:
         """The context in which a checkpointed block is computed again, after the forward's own has ended."""
-        assert self.current is not None
-        return _Running(self, self.current)
+        return nullcontext() if self.current is None else _Running(self, self.current)
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
@@ -525,6 +547,10 @@ def _whole(tensor: Tensor, samples: int) -> Tensor:
 
 def _repeat(copies: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].repeat(copies, *(1,) * (args[0].ndim - 1)), *args[1:])
+
+
+def _second(fn: Callable[[Tensor], Tensor], _old: Tensor, x: Tensor) -> Tensor:
+    return fn(x)
 
 
 def prompt_count(sites: Iterable[Site]) -> int:
