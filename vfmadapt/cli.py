@@ -77,8 +77,9 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("timm").setLevel(logging.WARNING)  # tells of every weights file
     try:
-        if all("=" in a for a in args):  # flags (--help, -m sweeps) are Hydra's own business
-            compose(tool, args)
+        if not _sweeps(args):
+            flags = any(a.startswith("-") for a in args)  # --cfg job: "job" is no override
+            compose(tool, [a for a in args if "=" in a and a[0] != "-"] if flags else args)
         _hydra(tool, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,11 +90,21 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _sweeps(args: Sequence[str]) -> bool:
+    return not {"-m", "--multirun"}.isdisjoint(args)
+
+
 def _hydra(tool: str, args: Sequence[str]) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    before = sys.argv
 
     def job(cfg: Any) -> None:
+        sys.argv = before  # what a distributed training starts its other processes with
         try:
+            if _sweeps(args):  # each job has values of its own
+                compose(tool, HydraConfig.get().overrides.task)
             result = import_module(f"vfmadapt.{tool}").main(cfg)
         except UserError as error:  # as SystemExit, because Hydra turns any Exception into status 1
             print(f"error: {error}", file=sys.stderr)
@@ -101,7 +112,7 @@ def _hydra(tool: str, args: Sequence[str]) -> None:
         if cfg.get("format") == "json":
             print(json.dumps(result), flush=True)
 
-    before, sys.argv = sys.argv, [tool, *args]
+    sys.argv = [tool, *args]
     try:
         hydra.main(version_base="1.3", config_path="pkg://vfmadapt.conf", config_name=tool)(job)()
     finally:

@@ -93,10 +93,14 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     from vfmadapt.tasks.data import SegmentationData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
-    crop = loader.pop("crop")
-    check_arguments(Augment, "augment", changes)
-    check_arguments(SegmentationData, "loader", loader)
-    augment = Augment(crop=crop, **changes)
+    crop = {"crop": loader.pop("crop")}
+    for made, name, settings in (
+        (Augment, "augment", changes),
+        (Augment, "loader", crop),
+        (SegmentationData, "loader", loader),
+    ):
+        check_arguments(made, name, settings)
+    augment = Augment(**crop, **changes)
     return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
 
 
