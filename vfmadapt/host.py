@@ -48,6 +48,7 @@ class Pass:
     contexts: dict[str, Any] = field(default_factory=dict)  # by adapter: what OnImage made
     residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
     prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts
+    windows: dict[Key, tuple[int, int]] = field(default_factory=dict)  # by site: the grid that its attention is given
     losses: list[Tensor] = field(default_factory=list)
 
 
@@ -126,7 +127,7 @@ class AdaptedBackbone(nn.Module):
                     if isinstance(site, OnImage):
                         state.contexts[name] = site.fn(image if rows is None else image[slice(*rows)])
             features: Features = self.backbone(image, layers)
-        self._losses = state.losses
+        self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
         return features
 
     @torch.no_grad()
@@ -339,6 +340,9 @@ class AdaptedBackbone(nn.Module):
         elif isinstance(site, OnLinear | OnInput | OnOutput | OnWeight | Instead):
             place = self.backbone.place(site.role, site.index)
             if isinstance(site, OnLinear):
+                if site.spatial and self.spec.windowed[site.index] and site.role not in ("fc1", "fc2"):
+                    attention = self.backbone.place("attn", site.index).module
+                    handles.append(attention.register_forward_pre_hook(partial(self._see_window, key)))
                 handles.append(place.module.register_forward_hook(partial(self._add, key, site, place)))
             elif isinstance(site, OnOutput):
                 handles.append(place.module.register_forward_hook(partial(self._output, key, site, place)))
@@ -402,10 +406,17 @@ class AdaptedBackbone(nn.Module):
     def _add(self, key: Key, site: OnLinear, place: Place, _module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
         if (state := self._on(key)) is None:
             return None
-        return self._change(state, key[0], partial(self._plus, site, place, state), y, args[0])
+        return self._change(state, key[0], partial(self._plus, key, site, place, state), y, args[0])
 
-    def _plus(self, site: OnLinear, place: Place, state: Pass, y: Tensor, x: Tensor) -> Tensor:
-        delta = self._spatial(site, x, state) if site.spatial and x.ndim == 3 else self._delta(site, x, state)
+    def _see_window(self, key: Key, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Windowed attention is given (B * windows, h, w, C), which it may flatten before its linear layers."""
+        if key[0] in self.active and self.current is not None:
+            self.current.windows[key] = args[0].shape[1], args[0].shape[2]
+
+    def _plus(self, key: Key, site: OnLinear, place: Place, state: Pass, y: Tensor, x: Tensor) -> Tensor:
+        flat = site.spatial and x.ndim == 3
+        size = state.windows.get(key, state.grid)
+        delta = self._spatial(site, x, size, state) if flat else self._delta(site, x, state)
         if place.rows is None:
             return y + delta
         return F.pad(delta, (place.rows[0], y.shape[-1] - place.rows[1])).add_(y)
@@ -419,10 +430,10 @@ class AdaptedBackbone(nn.Module):
             state.losses.append(loss)
         return delta
 
-    def _spatial(self, site: OnLinear, x: Tensor, state: Pass) -> Tensor:
+    def _spatial(self, site: OnLinear, x: Tensor, size: tuple[int, int], state: Pass) -> Tensor:
         """Tokens (B, N, C), the last h*w of them a grid."""
-        cells = state.grid[0] * state.grid[1]
-        prefix, grid = x[:, : x.shape[1] - cells], x[:, x.shape[1] - cells :].unflatten(1, state.grid)
+        cells = size[0] * size[1]
+        prefix, grid = x[:, : x.shape[1] - cells], x[:, x.shape[1] - cells :].unflatten(1, size)
         delta = self._delta(site, grid, state).flatten(1, 2)
         if not prefix.shape[1]:
             return delta
