@@ -5,13 +5,13 @@ import torch
 
 from vfmadapt.adapters.flora_tucker import FloraTucker, TuckerUpdate
 from vfmadapt.contracts import UserError
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def test_counts() -> None:
     with torch.device("meta"):
         kernel = TuckerUpdate((64, 128, 3, 3), (16, 16, 2, 2), scale=4.0)
-        adapter = FloraTucker(fake_spec(768, 12), roles=["proj"])
+        adapter = FloraTucker(vit_spec(768, 12), roles=["proj"])
     assert sum(p.numel() for p in kernel.parameters()) == 4108
     assert sum(p.numel() for p in adapter.parameters()) == 12 * (16 * 16 + 2 * 768 * 16)
 
@@ -55,4 +55,4 @@ def test_only_training_drops_inputs() -> None:
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FloraTucker(fake_spec(16), **settings)
+        FloraTucker(vit_spec(16), **settings)

@@ -10,13 +10,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from vfmadapt.adapters.pego import Pego
 from vfmadapt.contracts import UserError
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.interop.earth import fake_spec
-from vfmadapt.testing import adapted, perturb
+from vfmadapt.testing import adapted, perturb, vit_spec
 
 
 def test_published_count() -> None:
     with torch.device("meta"):
-        adapter = Pego(fake_spec(768, 12))
+        adapter = Pego(vit_spec(768, 12))
     assert sum(p.numel() for p in adapter.parameters()) == 589_824
 
 
@@ -86,4 +85,4 @@ def test_the_frozen_weights_are_not_its_own_and_a_copy_refers_to_its_copy() -> N
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Pego(fake_spec(16), **settings)
+        Pego(vit_spec(16), **settings)

@@ -8,9 +8,8 @@ import torch
 from vfmadapt.adapters.salt import Salt, SingularUpdate
 from vfmadapt.check_golden import compare, read
 from vfmadapt.contracts import UserError
-from vfmadapt.interop.earth import fake_spec
 from vfmadapt.interop.salt import replay_salt_linear, replay_salt_linear_signed
-from vfmadapt.testing import adapted
+from vfmadapt.testing import adapted, vit_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,7 +32,7 @@ def decomposed(mode_settings: dict, shape: tuple[int, int] = (40, 24)) -> tuple[
 )
 def test_counts_of_a_layer(settings: dict, count: int) -> None:
     with torch.device("meta"):
-        adapter = Salt(fake_spec(768), roles=["fc1"], **settings)
+        adapter = Salt(vit_spec(768), roles=["fc1"], **settings)
     assert sum(p.numel() for p in adapter.parameters()) == count
 
 
@@ -108,4 +107,4 @@ def test_the_regulariser_counts_only_with_a_weight() -> None:
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Salt(fake_spec(16), **settings)
+        Salt(vit_spec(16), **settings)

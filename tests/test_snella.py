@@ -6,19 +6,19 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vfmadapt.adapters.snella import KernelUpdate, Snella, share_out
 from vfmadapt.contracts import UserError
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def test_counts() -> None:
     with torch.device("meta"):
-        plain, mixed = (Snella(fake_spec(768, 12), mode=mode) for mode in ("snell", "snella"))
+        plain, mixed = (Snella(vit_spec(768, 12), mode=mode) for mode in ("snell", "snella"))
     assert sum(p.numel() for p in plain.parameters()) == 5_308_416
     assert sum(p.numel() for p in mixed.parameters()) == 5_308_416 + 3 * 72
 
 
 def test_small_when_new_and_of_high_rank() -> None:
     torch.manual_seed(0)
-    adapter = Snella(fake_spec(768), mode="snell", roles=["proj"])
+    adapter = Snella(vit_spec(768), mode="snell", roles=["proj"])
     ((_, _, layer),) = adapter.layers.each()
     delta = layer.delta().detach()
     assert 3e-7 < delta.abs().mean() < 5e-7  # 4e-7 in the released code
@@ -28,7 +28,7 @@ def test_small_when_new_and_of_high_rank() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_sparsity_is_the_share_of_zeros(share: float) -> None:
     torch.manual_seed(0)
-    adapter = Snella(fake_spec(40), mode="snell", roles=["q"], rank=4, sparsity=share)
+    adapter = Snella(vit_spec(40), mode="snell", roles=["q"], rank=4, sparsity=share)
     ((_, _, layer),) = adapter.layers.each()
     assert (layer.delta() == 0).float().mean() == pytest.approx(share, abs=2 / 1600)
 
@@ -64,7 +64,7 @@ def zeros(adapter: Snella) -> list[float]:
 
 def test_layers_compete_for_entries_on_a_cubic_curve() -> None:
     torch.manual_seed(0)
-    adapter = Snella(fake_spec(20, 2), roles=["q"], rank=4, sparsity=0.6)
+    adapter = Snella(vit_spec(20, 2), roles=["q"], rank=4, sparsity=0.6)
     layers = [layer for _, _, layer in adapter.layers.each()]
     assert zeros(adapter) == [0, 0]
     means = []
@@ -80,7 +80,7 @@ def test_layers_compete_for_entries_on_a_cubic_curve() -> None:
 
 def test_between_allocations_only_the_scores_move() -> None:
     torch.manual_seed(0)
-    adapter = Snella(fake_spec(8, 1), roles=["q"], rank=4)
+    adapter = Snella(vit_spec(8, 1), roles=["q"], rank=4)
     ((_, _, layer),) = adapter.layers.each()
     layer.inputs.grad, layer.outputs.grad = torch.ones_like(layer.inputs), torch.ones_like(layer.outputs)
     adapter.after_step(1, 1000)
@@ -91,7 +91,7 @@ def test_between_allocations_only_the_scores_move() -> None:
 
 
 def test_snell_keeps_its_sparsity() -> None:
-    adapter = Snella(fake_spec(8, 2), mode="snell", roles=["q"], rank=4)
+    adapter = Snella(vit_spec(8, 2), mode="snell", roles=["q"], rank=4)
     adapter.after_step(10, 10)
     assert zeros(adapter) == pytest.approx([0.3, 0.3])
 
@@ -118,4 +118,4 @@ def test_shares_follow_the_scores_up_to_the_sizes() -> None:
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Snella(fake_spec(16), **settings)
+        Snella(vit_spec(16), **settings)

@@ -264,7 +264,7 @@ class AdaptedBackbone(nn.Module):
             adapter.release(self.backbone)
         self._handles.clear()
         self._forwards.clear()
-        self.backbone.recompute_context = nullcontext  # type: ignore[assignment]
+        self.backbone.recompute_context = nullcontext
         return self.backbone
 
     def merge(self) -> nn.Module:

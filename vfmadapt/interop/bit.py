@@ -28,8 +28,8 @@ def load_bit_lora(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
 def _load(adapter: QuantisedAdapter, state: Mapping[str, Tensor], method: str) -> None:
     """Fix the adapter to the front of an official file, which ends with the classifier (float32 or 1-bit) or without.
 
-    The release's order: blocks; queries before values; down before up; a layer's codes, then its mean and deviation; the
-    classifier last.
+    The release's order: blocks; queries before values; down before up; a layer's codes, then its mean and deviation;
+    at the end the classifier.
     """
     strict = Strict(state, method)
     data = bytes(strict.take("packed").tolist())

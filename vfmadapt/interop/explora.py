@@ -12,14 +12,14 @@ from vfmadapt.adapters.explora import ExPLoRA
 from vfmadapt.check_golden import Golden
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.interop._vit import give, keep, vit
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def replay_explora_linear(golden: Golden) -> dict[str, Tensor]:
     """One linear layer with its low-rank update."""
     settings, params, x = golden.settings, golden.params, golden.inputs["x"]
     width = (settings["in_features"], settings["out_features"])
-    spec = replace(fake_spec(width[0]), linears={"q": (width,), "v": (width,)})
+    spec = replace(vit_spec(width[0]), linears={"q": (width,), "v": (width,)})
     pair = _pair(ExPLoRA(spec, rank=settings["rank"], unfrozen=()), "q")
     _fill(pair, golden, "")
     y = F.linear(x, params["weight"], params["bias"]) + pair(x)

@@ -9,14 +9,14 @@ from torch import Tensor
 from vfmadapt.adapters.flora_tucker import FloraTucker, TuckerUpdate
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import OnLinear
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def replay_flora_linear(golden: Golden) -> dict[str, Tensor]:
     """One linear layer on tokens."""
     settings, x = golden.settings, golden.inputs["x"]
     size = (settings["in_features"], settings["out_features"])
-    spec = replace(fake_spec(size[0]), linears={"proj": (size,)})
+    spec = replace(vit_spec(size[0]), linears={"proj": (size,)})
     adapter = FloraTucker(spec, roles=["proj"], ranks=tuple(settings["r"]), scale=settings["scale"]).eval()
     (site,) = adapter.sites()
     ((_, _, layer),) = adapter.layers.each()

@@ -10,13 +10,13 @@ from vfmadapt.adapters.pego import Pego
 from vfmadapt.backbones.timm_models import timm_backbone
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import Backbone, OnLinear
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def replay_pego_group(golden: Golden) -> dict[str, Tensor]:
     """One fused qkv layer on tokens."""
     settings, x = golden.settings, golden.inputs["x"]
-    adapter = Pego(fake_spec(settings["dim"]), group=settings["group"], rank=settings["rank"])
+    adapter = Pego(vit_spec(settings["dim"]), group=settings["group"], rank=settings["rank"])
     _load(adapter, golden.params, [""])
     deltas = {site.role: site.fn(x) for site in adapter.sites() if isinstance(site, OnLinear)}
     y = F.linear(x, golden.params["qkv.weight"], golden.params["qkv.bias"]) + _between_zeros(deltas, dim=-1)

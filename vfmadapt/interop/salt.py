@@ -9,7 +9,7 @@ from torch import Tensor
 from vfmadapt.adapters.salt import Salt, SingularUpdate
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import OnWeight
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 NAMES = {"trainable_X": "mix_out", "trainable_Y": "mix_in", "trainable_scale_A": "scale", "trainable_shift_B": "shift"}
 SSAM_NAMES = {"trainable_scale": "scale", "trainable_shift": "shift"}
@@ -53,7 +53,7 @@ def replay_salt_conv2d(golden: Golden) -> dict[str, Tensor]:
 def _adapter(golden: Golden, *, mode: str, top: float, rank: int, published: bool) -> Salt:
     """An adapter of one layer with the regulariser at weight 1."""
     size = (golden.settings["in_features"], golden.settings["out_features"])
-    spec = replace(fake_spec(size[0]), linears={"proj": (size,)})
+    spec = replace(vit_spec(size[0]), linears={"proj": (size,)})
     return Salt(spec, mode=mode, roles=["proj"], top=top, rank=rank, weight=1.0, published=published)
 
 

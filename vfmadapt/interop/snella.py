@@ -8,7 +8,7 @@ from torch import Tensor
 from vfmadapt.adapters.snella import Snella
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import OnLinear
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.testing import vit_spec
 
 NAMES = {"In_Qs": "inputs", "Out_Qs": "outputs", "alpha": "alpha", "beta": "beta", "gamma": "gamma"}
 """{published name: ours}; the published `shared_coeff_fc` is the constant KERNEL_SCALE with both signs."""
@@ -27,7 +27,7 @@ def replay_snella_delta(golden: Golden) -> dict[str, Tensor]:
 def _replay(golden: Golden, mode: str) -> dict[str, Tensor]:
     settings, x = golden.settings, golden.inputs["x"]
     size = (settings["in_features"], settings["out_features"])
-    spec = replace(fake_spec(size[0]), linears={"proj": (size,)})
+    spec = replace(vit_spec(size[0]), linears={"proj": (size,)})
     adapter = Snella(spec, mode=mode, roles=["proj"], rank=settings["rank"], sparsity=settings["threshold"]).eval()
     (site,) = adapter.sites()
     ((_, _, layer),) = adapter.layers.each()
