@@ -92,3 +92,19 @@ def test_refusals(files: dict[str, Path], tmp_path: Path) -> None:
     other = write(tmp_path / "other.safetensors", "frozen", spec(3), "dinov3")
     with pytest.raises(UserError, match="with weights"):
         vfmadapt.load_many({"a": files["a"], "other": other})
+
+
+def test_the_patch_embedding_is_a_site_too(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / f"{name}.safetensors", "ssf", spec(3)) for name in ("a", "b")}
+    for name, logits in vfmadapt.load_many(files).each(IMAGE).items():
+        with torch.no_grad():
+            torch.testing.assert_close(logits, vfmadapt.load(files[name])(IMAGE), rtol=0, atol=1e-5)
+
+
+def test_prompts_and_own_weights_are_refused_by_name(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / f"{name}.safetensors", name, spec(3)) for name in ("earth", "vpt", "bitfit")}
+    bank = vfmadapt.load_many(files)
+    with pytest.raises(UserError, match="vpt/main changes the sequence's length"):
+        bank.each(IMAGE, ["earth", "vpt"])
+    with pytest.raises(UserError, match="bitfit/main changes the frozen weights"):
+        bank.routed(IMAGE, ["earth", "bitfit"])

@@ -141,7 +141,7 @@ def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
 
         if isinstance(made["main"], TrainedTensors):
             raise UserError(
-                f"backbone.train_patch_embed=true: adapter {type(made['main']).__name__} trains frozen tensors already; "
+                f"backbone.train_patch_embed=true: {type(made['main']).__name__} trains frozen tensors already; "
                 "leave it false"
             )
         made["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
