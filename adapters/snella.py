@@ -6,7 +6,7 @@ https://arxiv.org/abs/2411.01800 (SNELL).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -33,8 +33,7 @@ class Snella(Adapter):
 
     Mode snell: every layer drops the share `sparsity` from the start. Mode snella starts dense and lets the layers
     compete: over training the entries of all layers together fall to the share 1 - sparsity on a cubic curve, and are
-    shared out in proportion to each layer's mean sensitivity times uncertainty. Their averages, some seven steps long,
-    are in no file: after a resume they start anew.
+    shared out in proportion to each layer's mean sensitivity times uncertainty, moving averages some seven steps long.
 
     Not the identity when new, as published: with A and B at zero no gradient would pass, so they start as small random
     points (mean |D| 4e-7 for 768 x 768 in mode snell). rank (in + out) parameters a layer, and 3 more in mode snella:
@@ -105,6 +104,16 @@ class Snella(Adapter):
         given = share_out(kept * sum(sizes), [layer.score() for layer in layers], sizes)
         for layer, entries, size in zip(layers, given, sizes, strict=True):
             layer.sparsity.fill_(1 - entries / size)
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """The moving averages of the scores."""
+        if not self.competing:
+            return {}
+        return {
+            f"{index}.{role}.{name}": layer.get_buffer(name)
+            for role, index, layer in self.layers.each()
+            for name in ("sensitivity", "uncertainty")
+        }
 
     def merge(self, into: Merger) -> None:
         """Add every layer's update to its weight."""

@@ -119,3 +119,14 @@ def test_shares_follow_the_scores_up_to_the_sizes() -> None:
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Snella(vit_spec(16), **settings)
+
+
+def test_a_checkpoint_holds_the_moving_averages_and_the_adapter_file_does_not() -> None:
+    from vfmadapt.testing import adapted, loss
+
+    model = adapted("snella")
+    loss(model.train(), torch.randn(1, 3, 32, 32)).backward()
+    model.after_step(1, 10)
+    state = model.training_state()
+    assert any(tensor.any() for key, tensor in state.items() if key.endswith("sensitivity"))
+    assert not any("sensitivity" in key for key in model.adapter_state())

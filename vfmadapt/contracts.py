@@ -327,6 +327,10 @@ class Adapter(nn.Module):
     def after_step(self, step: int, total: int) -> None:
         """Called after optimiser step `step` of `total`."""
 
+    def training_state(self) -> Mapping[str, Tensor]:
+        """What a resumed training needs beside the state dict (running averages): kept in checkpoints, in no file."""
+        return {}
+
     def merge(self, into: Merger) -> None:
         """Fold the method into plain weights; only where `unmergeable` is ""."""
         raise NotImplementedError  # abstract

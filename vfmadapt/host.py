@@ -192,6 +192,11 @@ class AdaptedBackbone(nn.Module):
         """The inverse of `adapter_state`; raises UserError unless keys and shapes are the same."""
         load_state(self.adapter_state(), state)
 
+    def training_state(self) -> dict[str, Tensor]:
+        """The adapters' own tensors that only a resumed training needs: `NAME.KEY`; `load_state` copies into them."""
+        names = zip(self.adapters, self._each(), strict=True)
+        return {f"{name}.{key}": tensor for name, a in names for key, tensor in a.training_state().items()}
+
     def aux_loss(self) -> Tensor | None:
         """Sum of the active adapters' auxiliary losses, those of the last forward included, or None."""
         own = [loss for a in self.active_adapters() if (loss := a.aux_loss()) is not None]

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from vfmadapt._state import load_state
 from vfmadapt.errors import UserError
 from vfmadapt.losses import SegmentationLoss, class_weights
 from vfmadapt.metrics import SegmentationMetrics
@@ -179,10 +180,12 @@ class SegmentationTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained: by object, as the model says, not by name."""
         checkpoint["state_dict"] = self.model.adapter_state()
+        checkpoint["training_state"] = self.model.backbone.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what was trained; raises UserError unless it is exactly what this model trains."""
         self.model.load_adapter_state(checkpoint["state_dict"])
+        load_state(self.model.backbone.training_state(), checkpoint["training_state"])
         checkpoint["state_dict"] = {}  # nothing is left for Lightning to load
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
