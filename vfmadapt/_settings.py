@@ -5,7 +5,7 @@ below add what neither can say.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -111,7 +111,7 @@ def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
             yield f"{prefix}{name}", value, default
 
 
-def check_arguments(made: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> None:
+def check_arguments(made: Any, name: str, settings: Mapping[str, Any]) -> None:
     """Check the keyword arguments `settings` against the signature of `made`; `name` is what the user knows it by.
 
     Raises:
@@ -119,7 +119,7 @@ def check_arguments(made: Callable[..., Any], name: str, settings: Mapping[str, 
     """
     known = [p for p in inspect.signature(made).parameters if p not in ("self", "spec")]
     try:
-        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)
+        hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
     except (NameError, TypeError):  # names that only type checkers import
         hints = {}
     for key, value in settings.items():

@@ -6,6 +6,7 @@ status 2, where Hydra alone would exit with 1 and a traceback.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -74,7 +75,7 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     if tool in POSITIONAL and args and "=" not in args[0] and not args[0].startswith("-"):
         args[0] = f"{POSITIONAL[tool]}={args[0]}"
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if _speaks() else logging.WARNING, format="%(message)s")
     logging.getLogger("timm").setLevel(logging.WARNING)  # tells of every weights file
     try:
         if not _sweeps(args):
@@ -88,6 +89,11 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _speaks() -> bool:
+    """Of the processes of a distributed training only the first talks to the user."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _sweeps(args: Sequence[str]) -> bool:
@@ -109,7 +115,7 @@ def _hydra(tool: str, args: Sequence[str]) -> None:
         except UserError as error:  # as SystemExit, because Hydra turns any Exception into status 1
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(USER_ERROR) from None
-        if cfg.get("format") == "json":
+        if cfg.get("format") == "json" and _speaks():
             print(json.dumps(result), flush=True)
 
     sys.argv = [tool, *args]
