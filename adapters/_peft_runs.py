@@ -69,6 +69,7 @@ def prepare(tuner: str, layer: Any) -> None:
         from peft.tuners.waveft.wavelet import Wavelet
 
         wavelet = Wavelet(layer.waveft_wavelet_family[NAME])
-        low, high = torch.tensor(wavelet.rec_lo), torch.tensor(wavelet.rec_hi)
+        where = layer.waveft_spectrum[NAME].device
+        low, high = (torch.tensor(values, device=where) for values in (wavelet.rec_lo, wavelet.rec_hi))
         pairs = [torch.outer(a, b) for a, b in ((low, low), (high, low), (low, high), (high, high))]
         layer.register_buffer("filters", torch.stack(pairs)[:, None], persistent=False)

@@ -269,6 +269,11 @@ def test_eva_starts_from_the_principal_inputs() -> None:
     assert not layer.lora_B[NAME].weight.any()
 
 
+def test_eva_needs_as_many_tokens_as_ranks() -> None:
+    with pytest.raises(UserError, match=r"eva: .*; larger batches or images give more tokens"):
+        adapted("eva").initialise([torch.randn(1, 3, 16, 32)])
+
+
 def test_ranks_of_eva_move_and_stay() -> None:
     model = adapted("eva", settings={"options": {"rho": 2.0}})
     layers = main_adapter(model).layers.values()
@@ -429,6 +434,7 @@ def test_schedules_of_ranks_that_cannot_be() -> None:
         ("lora", {"roles": []}, "roles=[] leaves nothing"),
         ("lora", {"roles": ["q"]}, "'q' of vit_tiny_patch16_224 is a part of 'qkv'"),
         ("lora", {"roles": ["norm1"]}, "'norm1' of vit_tiny_patch16_224 is no linear layer"),
+        ("adalora", {"roles": ["patch_embed"]}, "'patch_embed' of vit_tiny_patch16_224 is no linear layer"),
         ("lora", {"roles": ["nose"]}, "unknown role 'nose'"),
         ("lora", {"layers": [3]}, "lora: layers=[3] must be whole numbers from -3 to 2"),
         ("ln_tuning", {"roles": ["qkv"]}, "is no norm with weights"),
@@ -443,6 +449,19 @@ def test_refused_in_one_line(name: str, settings: dict[str, Any], words: str) ->
     with pytest.raises(UserError, match=re.escape(words)) as raised:
         adapted(name, settings=settings)
     assert "\n" not in str(raised.value)
+
+
+def test_a_norm_without_weights_is_refused() -> None:
+    frozen = tiny_backbone("vit")
+    frozen.net.blocks[1].norm2 = nn.Identity()
+    with pytest.raises(UserError, match="'norm2' of vit_tiny_patch16_224 is no norm with weights"):
+        AdaptedBackbone(frozen, {"main": adapter(entry("adapter", "ln_tuning"), frozen)})
+
+
+def test_options_are_reached_from_the_command_line() -> None:
+    cfg = compose("train", ["adapter=lora", "adapter.options.r=3", "+adapter.options.lora_dropout=0.1"])
+    made: Any = instantiate(cfg.adapter, vit_spec(16))
+    assert made.options == {"r": 3, "lora_alpha": 8, "lora_dropout": 0.1}
 
 
 @pytest.mark.parametrize(("name", "width"), [("oft", 37), ("boft", 37), ("road", 33)])
