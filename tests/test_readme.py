@@ -10,6 +10,7 @@ import torch
 import vfmadapt
 from vfmadapt.build import build_model, compose
 from vfmadapt.contracts import ClassSpec, DataSpec
+from vfmadapt.model import AdaptedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -23,10 +24,10 @@ def block(text: str) -> str:
 
 
 def test_all_blocks_are_run_below() -> None:
-    assert [block("vfmadapt.load("), block("vfmadapt.adapt(net")] == BLOCKS
+    assert [block("vfmadapt.load("), block("load_many"), block("vfmadapt.adapt(net")] == BLOCKS
 
 
-def test_load_and_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write(path: Path, seed: int) -> AdaptedModel:
     spec = DataSpec(
         name="toy",
         bands=("red", "green", "blue"),
@@ -38,13 +39,32 @@ def test_load_and_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "train", ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.pretrained=false", "adapter.dim=4"]
     )
     cfg.backbone.settings = {**TINY, "depth": 2}
+    torch.manual_seed(seed)
     model = build_model(cfg, spec).eval()
-    vfmadapt.save(tmp_path / "adapter.safetensors", model)
+    vfmadapt.save(path, model)
+    return model
+
+
+def test_load_and_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write(tmp_path / "adapter.safetensors", 0)
     monkeypatch.chdir(tmp_path)
-    names = {"image": torch.rand(2, 3, 37, 53)}
+    names = {"image": torch.rand(2, 3, 37, 53), "vfmadapt": vfmadapt}
     exec(block("vfmadapt.load("), names)
     assert names["logits"].shape == (2, 2, 37, 53)
     assert torch.equal(names["logits"], model(names["image"]))
+
+
+def test_many_on_one_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clouds, fields = (write(tmp_path / f"{name}.safetensors", i) for i, name in enumerate(("clouds", "fields")))
+    monkeypatch.chdir(tmp_path)
+    names = {"image": torch.rand(2, 3, 37, 53), "vfmadapt": vfmadapt}
+    exec(block("load_many"), names)
+    with torch.no_grad():
+        want = {"clouds": clouds(names["image"]), "fields": fields(names["image"])}
+    for name, logits in names["both"].items():
+        torch.testing.assert_close(logits, want[name], rtol=0, atol=1e-5)
+    torch.testing.assert_close(names["mixed"][0], want["fields"][0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(names["mixed"][1], want["clouds"][1], rtol=0, atol=1e-5)
 
 
 def test_a_timm_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

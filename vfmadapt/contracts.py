@@ -297,6 +297,9 @@ class Adapter(nn.Module):
     unmergeable: str = "it is not linear in the frozen weights"
     """Why `merge` is refused; "" where the method implements it."""
 
+    hint: str = ""
+    """A line for who trains it with labels, where another tool may be what is meant."""
+
     forwards_per_step: int = 1
     """Forwards of each batch in a training step: 1, or 2 where the method compares them (`consistency`)."""
 

@@ -58,6 +58,9 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
+    for adapter in model.backbone.active_adapters():
+        if adapter.hint:
+            log.info("note: %s", adapter.hint)
     start = time.perf_counter()
     if resumed is None:
         start_from_data(trainer, task, data)
