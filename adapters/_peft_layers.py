@@ -43,7 +43,11 @@ def _own(parameter: Tensor | None, clone: bool) -> nn.Parameter | None:
     return nn.Parameter(tensor.clone() if clone else tensor, requires_grad=False)
 
 
-def wrap(name: str, options: Mapping[str, Any], modules: Mapping[str, nn.Module], **more: Any) -> dict[str, nn.Module]:
+Keyed = Iterator[tuple[str, nn.Module]]
+"""Layers one by one with their keys, so that what is in them for PEFT alone can go before the next is made."""
+
+
+def wrap(name: str, options: Mapping[str, Any], modules: Mapping[str, nn.Module], **more: Any) -> Keyed:
     """PEFT's layers for modules by key ("INDEX/ROLE"); their base layers are `modules`, out of the module tree.
 
     Args:
@@ -56,15 +60,11 @@ def wrap(name: str, options: Mapping[str, Any], modules: Mapping[str, nn.Module]
         UserError: what PEFT does not take.
     """
     groups = [modules] if known(name).shared else [{key: module} for key, module in modules.items()]
-    layers: dict[str, nn.Module] = {}
     for group in groups:
-        layers |= _wrap(name, options, group, more)
-    return layers
+        yield from _wrap(name, options, group, more)
 
 
-def _wrap(
-    name: str, options: Mapping[str, Any], modules: Mapping[str, nn.Module], more: Mapping[str, Any]
-) -> dict[str, nn.Module]:
+def _wrap(name: str, options: Mapping[str, Any], modules: Mapping[str, nn.Module], more: Mapping[str, Any]) -> Keyed:
     import peft
 
     tuner, holder = known(name), nn.ModuleDict(modules)
@@ -82,9 +82,9 @@ def _wrap(
             peft.get_peft_model(holder, kind(target_modules=list(modules), **settings))
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{name} at {key}: PEFT says {' '.join(str(error).split())}") from error
-    for layer in holder.values():
+    for key, layer in holder.items():
         layer.__dict__["base_layer"] = layer._modules.pop("base_layer")
-    return dict(holder.items())
+        yield key, layer
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfmadapt.adapters._peft_layers import NAME, stand_in, wrap
+from vfmadapt.adapters._peft_layers import NAME, Keyed, stand_in, wrap
 from vfmadapt.contracts import Backbone, UserError
 
 Modules = Mapping[str, nn.Linear]
@@ -61,9 +61,7 @@ def _fit(found: Mapping[str, Any], key: str, x: Tensor) -> None:
     found[key].partial_fit(x)
 
 
-def corda(
-    backbone: Backbone, modules: Modules, batches: Iterable[Tensor], options: Mapping[str, Any]
-) -> dict[str, nn.Module]:
+def corda(backbone: Backbone, modules: Modules, batches: Iterable[Tensor], options: Mapping[str, Any]) -> Keyed:
     """PEFT's layers, started from the singular vectors of weight times covariance of the inputs.
 
     PEFT's own collection works for one sample of tokens only, so every batch is given to it as one.
@@ -86,9 +84,7 @@ def corda(
     return wrap("corda", options, dict(holder.items()), **how)
 
 
-def lora_ga(
-    backbone: Backbone, modules: Modules, batches: Iterable[Tensor], options: Mapping[str, Any]
-) -> dict[str, nn.Module]:
+def lora_ga(backbone: Backbone, modules: Modules, batches: Iterable[Tensor], options: Mapping[str, Any]) -> Keyed:
     """PEFT's layers, started from the singular vectors of a loss's gradient by the weights.
 
     The loss needs no labels: the mean square of the last block's features.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vfmadapt.adapters import _peft_starts as starts
 from vfmadapt.adapters._layers import resolve_layers
-from vfmadapt.adapters._peft_layers import NAME, shadow, stand_in, wrap
+from vfmadapt.adapters._peft_layers import NAME, Keyed, shadow, stand_in, wrap
 from vfmadapt.adapters._peft_runs import RUNS, prepare, run
 from vfmadapt.adapters._peft_tuners import filled, known
 from vfmadapt.contracts import Adapter, Backbone, BackboneSpec, Instead, Merger, Site, UserError
@@ -71,7 +71,7 @@ class Peft(Adapter):
         """Let PEFT make its layers; raises UserError for a role that is a part of a layer, or has no parameters."""
         self._backbone = (backbone,)  # for starts from data; in a tuple it is no part of this module
         modules = self._frozen(backbone)
-        for key, layer in self._wrapped(modules).items():
+        for key, layer in self._wrapped(modules):
             self._keep(key, layer, modules[key])
 
     def sites(self) -> Sequence[Site]:
@@ -97,7 +97,7 @@ class Peft(Adapter):
                 norm = layer.ln_tuning_layers[NAME]
                 into.put(role, index, norm.weight, norm.bias)
 
-    def _wrapped(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    def _wrapped(self, modules: Mapping[str, nn.Module]) -> Keyed:
         """PEFT's layers; a subclass may start them otherwise."""
         return wrap(self.tuner, self.options, {key: stand_in(module) for key, module in modules.items()})
 
@@ -144,7 +144,7 @@ class Started(Peft):
         y = super().run(key, x)
         return y - self.starts[key](x).to(y.dtype)
 
-    def _wrapped(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    def _wrapped(self, modules: Mapping[str, nn.Module]) -> Keyed:
         plain = any(p.is_meta for module in modules.values() for p in module.parameters())  # there is nothing to split
         stand_ins = {key: stand_in(module, clone=True) for key, module in modules.items()}
         return wrap(self.tuner, self.options, stand_ins, **({"init_lora_weights": True} if plain else {}))
@@ -166,7 +166,7 @@ class StartedFromData(Started):
     def initialise(self, batches: Iterable[Tensor]) -> None:
         """Start from normalised images (B, bands, H, W)."""
         (backbone,), start = self._backbone, {"corda": starts.corda, "lora_ga": starts.lora_ga}[self.tuner]
-        for key, layer in start(backbone, self._frozen(backbone), batches, self.options).items():
+        for key, layer in start(backbone, self._frozen(backbone), batches, self.options):
             self.layers[key].load_state_dict(layer.state_dict())
             self.starts[key].load_state_dict(starts.Start(layer).state_dict())
 
@@ -189,7 +189,7 @@ class Eva(Peft):
                 layer.lora_A[NAME].weight.copy_(rows)
                 layer.lora_B[NAME].weight.zero_()
 
-    def _wrapped(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    def _wrapped(self, modules: Mapping[str, nn.Module]) -> Keyed:
         rank = self.options["r"]
         rows = round(rank * self.options["rho"])
         options = {**self.options, "r": rows, "lora_alpha": self.options["lora_alpha"] * rows / rank}
@@ -241,7 +241,7 @@ class AdaLora(Peft):
             for layer in self._made():
                 layer.lora_E[NAME].data.mul_(layer.kept)
 
-    def _wrapped(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    def _wrapped(self, modules: Mapping[str, nn.Module]) -> Keyed:
         steps = self.options["tinit"] + self.options["tfinal"] + 1  # PEFT wants a number; `after_step` knows it
         stand_ins = {key: stand_in(module) for key, module in modules.items()}
         return wrap(self.tuner, self.options, stand_ins, total_step=steps)

@@ -130,7 +130,7 @@ def test_same_function_as_the_network_that_peft_changes(name: str) -> None:
 )
 def test_what_we_run_ourselves_is_what_peft_runs(name: str, options: dict[str, Any], sizes: tuple[int, int]) -> None:
     options = {**TUNERS[name].options, **options}
-    (layer,) = wrap(name, options, {"0/fc1": stand_in(nn.Linear(*sizes))}).values()
+    layer: Any = dict(wrap(name, options, {"0/fc1": stand_in(nn.Linear(*sizes))}))["0/fc1"]
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -467,7 +467,7 @@ def test_options_are_reached_from_the_command_line() -> None:
 @pytest.mark.parametrize(("name", "width"), [("oft", 37), ("boft", 37), ("road", 33)])
 def test_widths_that_cannot_be_split_are_refused(name: str, width: int) -> None:
     with pytest.raises(UserError, match=rf"{name}: a layer's width of {width} "):
-        wrap(name, TUNERS[name].options, {"0/fc1": nn.Linear(width, width)})
+        dict(wrap(name, TUNERS[name].options, {"0/fc1": nn.Linear(width, width)}))
 
 
 @pytest.mark.parametrize(
