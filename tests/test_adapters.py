@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,22 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         got = compiled(image, [0, 2]).grids
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["earth", "lora", "ssf"])
+def test_inductor_gives_the_same(name: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler (g++) on a CPU")
+    model = adapted(name)
+    perturb(model)
+    image = torch.randn(*IMAGE)
+    with torch.no_grad():
+        want = grids(model, image)
+        torch._dynamo.reset()
+        got = torch.compile(model, fullgraph=True)(image, [0, 2]).grids
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2_reg"])
