@@ -83,6 +83,20 @@ def test_one_adapter_per_sample(files: dict[str, Path]) -> None:
             torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["dinov3", "samvit", "sam2_hiera"])
+def test_one_adapter_per_sample_inside_attention(family: str, tmp_path: Path) -> None:
+    """Within windows the batch of the attention's layers is windows, several to an image."""
+    chosen = {"lora": "lora", "bits": "bit_lora", "conv": "conv_lora", "bare": "frozen"}
+    files = {
+        name: write(tmp_path / f"{name}.safetensors", adapter, spec(3), family) for name, adapter in chosen.items()
+    }
+    images = torch.rand(5, 3, 40, 52)
+    names = ["conv", "bits", "bare", "lora", "bits"]
+    for name, image, logits in zip(names, images, vfmadapt.load_many(files).routed(images, names), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
+
+
 def test_refusals(files: dict[str, Path], tmp_path: Path) -> None:
     bank = vfmadapt.load_many(files)
     with pytest.raises(UserError, match="no model 'x' is loaded; there are: a, b, c, bare"):
