@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfmadapt.adapters._layers import resolve_layers
 from vfmadapt.contracts import Adapter, AfterBlock, BackboneSpec, OnImage, Site, UserError
 
 CELL = 8
@@ -59,8 +60,9 @@ class UScaling(Adapter):
         super().__init__()
         _check(levels, dim, heads, window)
         self.pyramid = Pyramid(spec.bands, dim, levels)
+        used = resolve_layers(_spread(spec.depth) if layers is None else layers, spec.depth, "uscaling: layers")
         self.layers = nn.ModuleDict(
-            {str(i): Alignment(spec.dims[i], spec.strides[i], dim, heads, window) for i in _resolve(layers, spec.depth)}
+            {str(i): Alignment(spec.dims[i], spec.strides[i], dim, heads, window) for i in used}
         )
 
     def sites(self) -> Sequence[Site]:
@@ -168,13 +170,6 @@ def _check(levels: int, dim: int, heads: int, window: int) -> None:
         raise UserError(f"uscaling: window={window} must be odd and at least 1, so that a token's cell is its middle")
 
 
-def _resolve(layers: Sequence[int] | None, depth: int) -> list[int]:
-    """Sorted indices from 0; four evenly spaced ones, the last included, where none are given."""
-    if layers is None:
-        return sorted({-(-depth * part // 4) - 1 for part in (1, 2, 3, 4)})
-    if not layers or any(not isinstance(i, int) or not -depth <= i < depth for i in layers):
-        raise UserError(
-            f"uscaling: layers={list(layers)} must be whole numbers from {-depth} to {depth - 1} ({depth} blocks), "
-            "at least one; null for four evenly spaced"
-        )
-    return sorted({i % depth for i in layers})
+def _spread(depth: int) -> list[int]:
+    """Four evenly spaced blocks, the last included; all of them where there are fewer."""
+    return sorted({-(-depth * part // 4) - 1 for part in (1, 2, 3, 4)})
