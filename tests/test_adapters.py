@@ -27,6 +27,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vpt", "sam2_hiera"): "windows",
 }
 IMAGE = (2, 3, 37, 52)
+COMPILED_WITH = {"conv_lora": {"experts": 2}}  # each expert is traced by itself, which takes seconds
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -154,13 +155,13 @@ def test_checkpointing_gives_the_same_gradients(name: str) -> None:
 
 
 def test_compiles_without_a_graph_break(name: str) -> None:
-    model = adapted(name)
+    model = adapted(name, "two_blocks", settings=COMPILED_WITH.get(name))
     image = torch.randn(*IMAGE)
     with torch.no_grad():
         want = grids(model, image)
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        got = compiled(image, [0, 2]).grids
+        got = compiled(image, [0, 1]).grids
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
