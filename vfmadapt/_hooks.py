@@ -38,8 +38,7 @@ class Pass:
     grid: tuple[int, int]
     routes: Mapping[str, tuple[int, int]] | None = None  # by adapter: its samples, (first, last + 1) of `samples`
     samples: int = 0
-    copies: int = 1  # of the image in the batch, from block `shared` on
-    shared: int = 0
+    copies: int = 1  # of the image in the batch, from the first adapted block on
     contexts: dict[str, Any] = field(default_factory=dict)  # by adapter: what OnImage made
     residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
     prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts

@@ -85,8 +85,6 @@ class AdaptedBackbone(nn.Module):
                 for site in self._sites[name]:
                     if isinstance(site, OnImage):
                         state.contexts[name] = site.fn(image if rows is None else image[slice(*rows)])
-            if state.copies > 1 and state.shared < 0:
-                image = image.repeat(state.copies, 1, 1, 1)
             features: Features = self.backbone(image, layers)
         self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
         return features
@@ -107,10 +105,9 @@ class AdaptedBackbone(nn.Module):
         batch, copies = image.shape[0], len(groups)
         routes = {name: (k * batch, (k + 1) * batch) for k, group in enumerate(groups) for name in group}
         shared = min((first_block(self._sites[name]) for group in groups for name in group), default=0)
-        state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies, shared)
-        handle = self.backbone.blocks()[max(shared, 0)].register_forward_pre_hook(
-            partial(_repeat, copies if shared >= 0 else 1), prepend=True
-        )
+        state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies)
+        first = self.backbone.place("patch_embed", 0).module if shared < 0 else self.backbone.blocks()[shared]
+        handle = first.register_forward_pre_hook(partial(_repeat, copies), prepend=True)
         try:
             features = self._forward(image, layers, state)
         finally:
