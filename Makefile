@@ -21,7 +21,7 @@ quickstart: install
 	$(BIN)/python tools/quickstart.py format=json
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 lint: install
 	$(BIN)/ruff check .
