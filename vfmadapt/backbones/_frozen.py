@@ -72,10 +72,8 @@ class FrozenNet(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "FrozenNet":
-        """Keep the frozen network in evaluation mode whatever `mode` says."""
-        super().train(mode)
-        self.net.eval()
-        return self
+        """Stay in evaluation mode whatever `mode` says."""
+        return super().train(False)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Cells (h, w) of the first grid for an H x W image."""
