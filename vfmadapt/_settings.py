@@ -78,8 +78,10 @@ def check_overrides(settings: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     `check_arguments`.
 
     Raises:
-        UserError: a value of another kind than its default, or out of range.
+        UserError: a value of another kind than its default, or out of range; a key of the top level that was removed.
     """
+    for key in (k for k in defaults if k not in settings):
+        raise UserError(f"~{key}: this key cannot be removed, only changed; write {key}=VALUE")
     for key, value, default in _changed(settings, defaults, ""):
         if value is None and "." in key:
             continue

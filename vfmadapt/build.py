@@ -43,7 +43,7 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
     try:
         with initialize_config_module("vfmadapt.conf", version_base="1.3"):
             cfg = hydra_compose(tool, overrides=list(overrides))
-            entries = [o for o in overrides if _is_group(o.lstrip("+~").split("=", 1)[0])]
+            entries = [o for o in overrides if _is_group(o.lstrip("+").split("=", 1)[0])]
             if len(entries) < len(overrides):
                 check_overrides(plain(cfg), plain(hydra_compose(tool, overrides=entries)))
             return cfg
