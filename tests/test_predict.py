@@ -173,7 +173,7 @@ def test_the_command_line(adapter_file, scene, tmp_path):
     (tmp_path / "bad.tif").write_bytes(scene.read_bytes()[:2000])
     done = subprocess.run([*command, "input=bad.tif"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: bad.tif")
+    assert done.stderr.startswith("error: a block of bad.tif failed; rows 0 to")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -16,6 +16,7 @@ from vfmadapt.errors import UserError
 _NULL_DEFAULT: dict[str, Any] = {
     "adapter_file": str,
     "bands": list[int],
+    "block": int,
     "early_stop": int,
     "foreground": list[str],
     "input": str,
@@ -24,6 +25,8 @@ _NULL_DEFAULT: dict[str, Any] = {
     "output": str,
     "resume": bool | str,
     "scale": float,
+    "tta": str,
+    "window": list[int],
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {

@@ -17,7 +17,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """Map `cfg.input` with the model in `cfg.adapter_file`; see conf/predict.yaml for the keys.
 
     Returns:
-        "map" and "preview" (paths, the latter None if not asked for), "pixels_per_class", "shares" (of the pixels with
+        "map", "scores" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the pixels with
         data), "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and
         "seconds".
 
@@ -46,6 +46,12 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         tile=cfg.tile,
         overlap=cfg.overlap,
         batch=cfg.batch,
+        block=cfg.block,
+        window=cfg.window,
+        layers=list(cfg.layers),
+        tta=cfg.tta,
+        dtype=cfg.dtype,
+        restart=cfg.restart,
         bands=bands,
         scale=cfg.scale,
         offset=cfg.offset,
@@ -69,6 +75,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         log.info("preview: %s", preview)
     return {
         "map": str(output),
+        "scores": None if result.scores is None else str(result.scores),
         "preview": None if preview is None else str(preview),
         "pixels_per_class": result.pixels,
         "shares": result.shares,

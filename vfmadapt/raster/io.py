@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
+from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.values import holds, tagged
 from vfmadapt.raster.values import to_sensor_units as to_sensor_units
 from vfmadapt.raster.values import valid_pixels as valid_pixels
+
+_CACHE = 128 << 20  # bytes of decoded blocks that GDAL keeps; its own default is a share of the machine's memory
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,27 @@ class Raster:
         columns = self.info.width - column if width is None else width
         return self._read(bands, scale, offset, window=Window(column, row, columns, rows))
 
+    def stored(self, bands: Sequence[int], area: Area) -> bool:
+        """Whether the file holds any of an area; no only where it is a sparse GeoTIFF that leaves all of it out.
+
+        What a sparse file leaves out is no data, whatever GDAL puts in its place.
+        """
+        if self._dataset.driver != "GTiff":
+            return True
+        together = str(self._dataset.interleaving).upper().endswith("PIXEL")
+        for band in bands[:1] if together else bands:
+            high, wide = self._dataset.block_shapes[band - 1]
+            for y in range(area.row // high, -(-area.bottom // high)):
+                for x in range(area.column // wide, -(-area.right // wide)):
+                    if self._dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band):
+                        return True
+        return False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it consists of."""
+        return tuple(self._dataset.files)
+
     def thumbnail(self, bands: Sequence[int], max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The whole raster averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
         from rasterio.enums import Resampling
@@ -145,7 +169,8 @@ class Raster:
         has_tags = tagged(info.scales, info.offsets)  # of the whole file: (1, 0) beside a scaled band means 1 and 0
         gains, shifts = ([info.scales[i] for i in at], [info.offsets[i] for i in at]) if has_tags else (None, None)
         image = to_sensor_units(values, scale=scale, offset=offset, tag_scales=gains, tag_offsets=shifts)
-        image[:, ~valid] = 0.0
+        if not valid.all():
+            np.copyto(image, np.float32(0), where=~valid)
         return image, valid
 
 
@@ -159,7 +184,7 @@ def open_raster(path: str | Path) -> Iterator[Raster]:
 
     name = str(path)
     # A truncated JPEG is only a warning to GDAL, and its missing half is then grey.
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="TRUE"):
+    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="TRUE", GDAL_CACHEMAX=_CACHE):
         dataset = _open(rasterio, name)
         try:
             yield Raster(dataset, _describe(dataset, name))

@@ -1,28 +1,35 @@
-"""A raster in, a map of classes out: tiles through a model, blended, row by row."""
+"""A raster in, a map of classes out: planned in blocks, resumable, one cloud-optimised GeoTIFF at the end."""
 
 import json
 import logging
+import os
+import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmadapt.contracts import DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.raster.bands import select_bands as select_bands
-from vfmadapt.raster.io import Raster, RasterInfo, open_raster
-from vfmadapt.raster.tiling import RowBlender, TileGrid, pad_to_tile
-from vfmadapt.raster.write import NODATA, label_writer
+from vfmadapt.raster.fingerprint import model_fingerprint, source_fingerprint
+from vfmadapt.raster.folder import BlockFolder
+from vfmadapt.raster.io import RasterInfo, open_raster
+from vfmadapt.raster.job import Job, Work, file_of, merge
+from vfmadapt.raster.merge import Collected
+from vfmadapt.raster.plan import Area, Plan
+from vfmadapt.raster.scoring import device_of
+from vfmadapt.raster.write import NODATA
 
 logger = logging.getLogger(__name__)
 
-_FAR = 20.0  # standard deviations from the training mean that no median of an image in the right units reaches
+_ROW_BYTES = 256 << 20  # of one row of tiles of a block, as floats; the default block is made small enough for that
 
 
 class Segmenter(Protocol):
@@ -40,7 +47,8 @@ class PredictResult:
     """A finished map.
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
-    (it is the area on that projection); `void` counts pixels without data.
+    (it is the area on that projection); `void` counts pixels without data; `scores` is the file of probabilities,
+    entropy and disagreement, if asked for.
     """
 
     path: Path
@@ -49,6 +57,7 @@ class PredictResult:
     void: int
     area_km2: dict[str, float] | None
     seconds: float
+    scores: Path | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -65,154 +74,124 @@ def predict_raster(
     tile: int = 256,
     overlap: int = 64,
     batch: int = 4,
+    block: int | None = None,
+    window: Sequence[int] | None = None,
     bands: Sequence[int] | None = None,
     scale: float | None = None,
     offset: float | None = None,
+    layers: Sequence[str] = (),
+    tta: str | None = None,
+    dtype: str = "float32",
     device: str | torch.device | None = None,
+    restart: bool = False,
     progress: bool = False,
 ) -> PredictResult:
     """Map a raster of any size with a model.
 
-    Memory grows with width x tile, not with the raster's height. Tiles without a valid pixel are skipped; void pixels
-    become nodata.
+    Memory does not grow with the raster. Tiles without a valid pixel are skipped; void pixels become nodata. Finished
+    blocks lie in `output`.blocks until the map is there: a run that was interrupted goes on where it stopped, and the
+    map has the same bytes as that of an unbroken run.
 
     Args:
         model: an nn.Module that is a `Segmenter`; it is put into evaluation mode for the time.
         source: any raster that GDAL reads; without a georeference a warning is logged and the map has none.
-        output: the map, a GeoTIFF of uint8 labels on the raster's pixels; nodata 255, colour table, class names inside.
+        output: the map, a cloud-optimised GeoTIFF of uint8 labels on the raster's pixels; nodata 255, colour table,
+            class names and areas inside.
         tile: side of a tile in pixels.
         overlap: pixels that neighbouring tiles share.
-        batch: tiles per forward pass; does not change the map.
+        batch: tiles per forward pass.
+        block: side of a block in pixels, a multiple of 512; by default 4096, less for rasters of very many bands.
+        window: [row, column, height, width], the part to map; by default all.
         bands: 1-based bands for the model (see `select_bands`).
         scale: with `offset`, how to get sensor units from stored values (see `to_sensor_units`).
         offset: see `scale`.
+        layers: of "probabilities", "entropy" and "disagreement" (of overlapping tiles): written as bands of a second
+            GeoTIFF, `NAME_scores.tif`, as uint8 with scale 1/254.
+        tta: "d4" averages over the eight flips and quarter turns of each tile, at eight times the cost.
+        dtype: what the model computes in, "float32" or "bfloat16".
         device: where to run; by default where the model is.
+        restart: drop the blocks of an interrupted run with other inputs or settings.
         progress: show a bar on standard error, if that is a terminal.
 
     Raises:
-        UserError: unreadable raster, bands that do not fit, bad sizes, an output that cannot be written.
+        UserError: unreadable raster, bands that do not fit, bad sizes, an output that cannot be written or that another
+            run is writing, a full disk, blocks that fail.
     """
-    start = time.perf_counter()
-    spec: DataSpec = model.spec
-    _check(Path(source), Path(output), batch)
-    with open_raster(source) as raster:
-        info = raster.info
-        grid = TileGrid(info.height, info.width, tile, overlap)
-        chosen = select_bands(info, spec.bands, bands)
-        if not info.georeferenced:
-            logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
-        counts = np.zeros(NODATA + 1, dtype=np.int64)
-        engine = _Engine(model, raster, grid, chosen, batch, (scale, offset), device)
-        with label_writer(output, info, spec.classes) as writer:
-            for labels in engine.run(progress):
-                writer.append(labels)
-                counts += np.bincount(labels.ravel(), minlength=NODATA + 1)
-            result = _result(output, info, spec, counts, time.perf_counter() - start)
-            writer.finish(_tags(result))
+    start, output = time.perf_counter(), Path(output)
+    _check(Path(source), output)
+    place = device_of(model) if device is None else torch.device(device)
+    compute = {"device": place.type, "dtype": dtype, "tta": tta or "none"}
+    plan, info = _plan(
+        model, str(source), compute, (tile, overlap, batch, block), window, bands, (scale, offset), tuple(layers)
+    )
+    if not info.georeferenced:
+        logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
+    folder = BlockFolder(output)
+    with folder.locked():
+        folder.open(plan, restart=restart)
+        try:
+            with _bar(plan, progress) as on_pixels:
+                work = Job(plan, folder, model, place).run(plan.blocks, on_pixels)
+            collected = merge(folder, plan, lambda c: _tags(_result(output, info, plan, c, 0.0)))
+        except BaseException:
+            folder.remove_if_empty()
+            raise
+    result = _result(output, info, plan, collected, time.perf_counter() - start)
     if not sum(result.pixels.values()):
         logger.warning("%s has no valid pixel: the map is all nodata", source)
+    logger.info(_summary(result, plan, work, collected, info))
     return result
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """One run of a model over a raster."""
-
-    model: Any
-    raster: Raster
-    grid: TileGrid
-    bands: tuple[int, ...]
-    batch: int
-    units: tuple[float | None, float | None]
-    device: str | torch.device | None
-
-    def run(self, progress: bool) -> Iterator[NDArray[np.uint8]]:
-        """Labels of the raster in row bands (h, W), top to bottom; `NODATA` where void."""
-        from tqdm import tqdm
-
-        grid, height = self.grid, self.raster.info.height
-        blender = RowBlender(grid, len(self.model.spec.classes))
-        tiles, checked = len(grid.rows) * len(grid.columns), False
-        with _evaluation(self.model), tqdm(total=tiles, unit="tile", disable=None if progress else True) as bar:
-            for first in grid.rows:
-                scale, offset = self.units
-                image, valid = self.raster.read(
-                    self.bands, row=first, height=min(grid.tile, height - first), scale=scale, offset=offset
-                )
-                if not checked and valid.any():
-                    checked = True
-                    _warn_of_units(self.raster.info.path, self.model.spec, image, valid)
-                filled = [c for c in grid.columns if valid[:, c : c + grid.tile].any()]
-                for at in range(0, len(filled), self.batch):
-                    columns = filled[at : at + self.batch]
-                    for column, logits in zip(columns, self._logits(image, valid, columns), strict=True):
-                        blender.add(column, logits)
-                bar.update(len(grid.columns))
-                blended = blender.finish_row(first)
-                labels = blended.argmax(axis=0).astype(np.uint8)
-                labels[~valid[: len(labels)]] = NODATA
-                yield labels
-
-    def _logits(
-        self, image: NDArray[np.float32], valid: NDArray[np.bool_], columns: Sequence[int]
-    ) -> NDArray[np.float32]:
-        side = self.grid.tile
-        images = np.stack([pad_to_tile(image[:, :, c : c + side], side) for c in columns])
-        masks = np.stack([pad_to_tile(valid[:, c : c + side], side) for c in columns])
-        device = self.device or _device(self.model)
-        with torch.inference_mode():
-            logits = self.model(torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device))
-        expected = (len(columns), len(self.model.spec.classes), side, side)
-        if tuple(logits.shape) != expected:
-            raise RuntimeError(f"the model gave logits {tuple(logits.shape)}, not {expected}")
-        if not torch.isfinite(logits).all():
-            low, high = float(images.min()), float(images.max())
-            raise UserError(
-                f"the model gives NaN or infinite scores on {self.raster.info.path}, whose values there are {low:g} to "
-                f"{high:g} in sensor units; reflectance is about 0 to 1: check scale= and offset="
-            )
-        out: NDArray[np.float32] = logits.float().cpu().numpy()
-        return out
+def _plan(
+    model: Any,
+    source: str,
+    compute: dict[str, str],
+    sizes: tuple[int, int, int, int | None],
+    window: Sequence[int] | None,
+    bands: Sequence[int] | None,
+    units: tuple[float | None, float | None],
+    layers: tuple[str, ...],
+) -> tuple[Plan, RasterInfo]:
+    """The plan, and what the raster says about itself."""
+    spec: DataSpec = model.spec
+    if len(spec.classes) > NODATA:
+        raise UserError(f"the model has {len(spec.classes)} classes; a map holds at most {NODATA}")
+    tile, overlap, batch, block = sizes
+    with open_raster(source) as raster:
+        info, files = raster.info, raster.files
+    if window is not None and len(window) != 4:
+        raise UserError(f"window={list(window)}: wanted are four numbers, [row,column,height,width]")
+    plan = Plan(
+        source=source,
+        source_hash=source_fingerprint(files, info),
+        model_hash=model_fingerprint(model),
+        height=info.height,
+        width=info.width,
+        window=Area(0, 0, info.height, info.width) if window is None else Area(*window),
+        tile=tile,
+        overlap=overlap,
+        block=_default_block(len(spec.bands), tile) if block is None else block,
+        batch=batch,
+        bands=select_bands(info, spec.bands, bands),
+        scale=units[0],
+        offset=units[1],
+        classes=tuple((c.name, c.colour) for c in spec.classes),
+        layers=layers,
+        compute=compute | {"kernels": os.environ.get("VFMADAPT_KERNELS", "auto"), "torch": version("torch")},
+    )
+    _ = plan.grid  # complains of impossible tiles
+    return plan, info
 
 
-class _evaluation:  # noqa: N801 - used like a function
-    """The module in evaluation mode, and back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._modes = [(m, m.training) for m in self._model.modules()]
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self._modes:
-            module.training = mode
+def _default_block(bands: int, tile: int) -> int:
+    block = 4096
+    while block > 512 and bands * tile * (block + tile) * 4 > _ROW_BYTES:
+        block //= 2
+    return block
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _warn_of_units(path: str, spec: DataSpec, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-    """Say so where the values cannot be in the model's units, such as 10000 where it knows reflectance 0..1."""
-    medians = np.median(image[:, valid], axis=1)
-    far = np.abs(medians - np.asarray(spec.mean)) > _FAR * np.maximum(np.asarray(spec.std), 1e-6)
-    if far.any():
-        band = int(far.argmax())
-        logger.warning(
-            "%s: the median of band %s is %g, the model was trained on values around %g; check scale= and offset=",
-            path,
-            spec.bands[band],
-            medians[band],
-            spec.mean[band],
-        )
-
-
-def _check(source: Path, output: Path, batch: int) -> None:
-    if batch < 1:
-        raise UserError(f"batch={batch} is no number of tiles; allowed: 1 and more")
+def _check(source: Path, output: Path) -> None:
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"output={output}: maps are GeoTIFFs; give it a name that ends in .tif")
     if output.is_dir():
@@ -221,16 +200,34 @@ def _check(source: Path, output: Path, batch: int) -> None:
         raise UserError(f"output={output} is the input itself; choose another output")
 
 
-def _result(
-    output: str | Path, info: RasterInfo, spec: DataSpec, counts: NDArray[np.int64], seconds: float
-) -> PredictResult:
-    pixels = {c.name: int(counts[i]) for i, c in enumerate(spec.classes)}
-    area = None
-    if info.crs is not None and info.crs.is_projected:
-        metres = info.crs.linear_units_factor[1]
-        square_km = abs(info.transform.determinant) * metres**2 / 1e6
-        area = {name: count * square_km for name, count in pixels.items()}
-    return PredictResult(Path(output), (info.height, info.width), pixels, int(counts[NODATA]), area, seconds)
+@contextmanager
+def _bar(plan: Plan, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar in megapixels with rate and time left; gives what to call with pixels as they are done."""
+    from tqdm import tqdm
+
+    total = plan.window.height * plan.window.width / 1e6
+    form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} Mpx [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(total=total, unit="Mpx", disable=None if progress else True, bar_format=form) as bar:
+        yield lambda pixels: bar.update(pixels / 1e6)
+
+
+def _result(output: Path, info: RasterInfo, plan: Plan, collected: Collected, seconds: float) -> PredictResult:
+    counts = collected.counts
+    pixels = {name: int(counts[i]) for i, (name, _) in enumerate(plan.classes)}
+    area, one = None, _pixel_km2(info)
+    if one is not None:
+        area = {name: count * one for name, count in pixels.items()}
+    scores = file_of(output, "scores") if plan.bands_of("scores") else None
+    size = (plan.window.height, plan.window.width)
+    return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores)
+
+
+def _pixel_km2(info: RasterInfo) -> float | None:
+    """Square kilometres of a pixel; None without a projected CRS."""
+    if info.crs is None or not info.crs.is_projected:
+        return None
+    metres: float = info.crs.linear_units_factor[1]
+    return float(abs(info.transform.determinant)) * metres**2 / 1e6
 
 
 def _tags(result: PredictResult) -> dict[str, str]:
@@ -241,3 +238,20 @@ def _tags(result: PredictResult) -> dict[str, str]:
     if result.area_km2 is not None:
         tags["CLASS_AREA_KM2"] = json.dumps({name: round(area, 6) for name, area in result.area_km2.items()})
     return tags
+
+
+def _summary(result: PredictResult, plan: Plan, work: Work, collected: Collected, info: RasterInfo) -> str:
+    """The last line: size, speed, memory, share of the time in the model, tiles forwarded over tiles planned."""
+    seconds, one = max(result.seconds, 1e-9), _pixel_km2(info)
+    rate = work.pixels / seconds
+    area = "" if one is None else f", {rate * one:.3g} km²/s"
+    window = plan.window
+    tiles = len(plan.grid.rows_over(window.row, window.bottom)) * len(
+        plan.grid.columns_over(window.column, window.right)
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # Linux gives KiB
+    return (
+        f"{window.height} x {window.width} pixels in {seconds:.1f} s: {rate / 1e6:.2f} Mpx/s{area}, peak memory "
+        f"{peak:.2f} GB, {work.model_seconds / seconds:.0%} of the time in the model, tiles forwarded / planned "
+        f"{collected.forwarded / tiles:.2f}"
+    )

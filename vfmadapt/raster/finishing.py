@@ -1,0 +1,153 @@
+"""Third stage of a run: blend the tiles, decide, compress, write the block."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfmadapt.raster.blocks import SIDE, Block, compress, write_block
+from vfmadapt.raster.plan import Plan
+from vfmadapt.raster.reading import Done
+from vfmadapt.raster.scoring import ScoredRow
+from vfmadapt.raster.tiling import Area, Blender, winning_class
+from vfmadapt.raster.write import NODATA
+
+FULL = 254
+"""What 1.0 is stored as in the file of scores; 255 is nodata."""
+
+
+class Finisher:
+    """Makes blocks out of scored rows."""
+
+    def __init__(self, plan: Plan, path_of: Callable[[int], Path]) -> None:
+        self._plan, self._path_of, self._key = plan, path_of, plan.key
+
+    def finish(self, rows: Iterator[ScoredRow | Done]) -> Iterator[int | Done]:
+        """Write each block that ends well; yields the pixels that were finished, and every block's `Done`."""
+        part: _Part | None = None
+        failure: Exception | None = None
+        for row in rows:
+            try:
+                if failure is None and not (isinstance(row, Done) and row.error):
+                    part = part or _Part(self._plan, row.block)
+                    if isinstance(row, ScoredRow):
+                        yield part.add(row)
+                    else:
+                        block, tiles = part.finished(self._key)
+                        write_block(self._path_of(row.block), block, tiles)
+            except Exception as error:
+                failure = error
+            if isinstance(row, Done):
+                yield Done(row.block, row.error or failure)
+                part = failure = None
+
+
+class _Part:
+    """A block in the making: sums of one row of tiles, and one row of output tiles that fills up."""
+
+    def __init__(self, plan: Plan, index: int) -> None:
+        self._plan, self._index, self._area = plan, index, plan.area(index)
+        self._inside = inside = self._area.cut(Area(0, 0, plan.height, plan.width))
+        self._starts = plan.grid.rows_over(inside.row, inside.bottom)
+        self._columns = plan.grid.columns_over(inside.column, inside.right)
+        self._blender: Blender | None = None
+        files = [name for name in ("class", "scores") if plan.bands_of(name)]
+        self._strips = {f: np.full((plan.bands_of(f), SIDE, self._area.width), NODATA, dtype=np.uint8) for f in files}
+        self._tiles: dict[str, list[list[bytes]]] = {f: [[] for _ in range(plan.bands_of(f))] for f in files}
+        self._counts = np.zeros(NODATA + 1, dtype=np.int64)
+        self._row = self._area.row
+        self._forwarded = 0
+
+    def add(self, row: ScoredRow) -> int:
+        """Add a row of tiles; gives the number of pixels of the window that are finished by it."""
+        if row.first not in self._starts:
+            return 0
+        plan, last = self._plan, row.first == self._starts[-1]
+        if self._blender is None:
+            scores = plan.bands_of("scores") > 0
+            self._blender = Blender(plan.grid, self._columns, len(plan.classes), votes=scores)
+        for column, logits in row.tiles:
+            self._blender.add(column, logits)
+        self._forwarded += len(row.tiles)
+        stop = min(row.first + (plan.tile if last else plan.grid.stride), self._inside.bottom)
+        before = self._counts.sum()
+        while self._row < stop:
+            self._emit(row, min(stop, (self._row // SIDE + 1) * SIDE))
+        self._blender.next_row()
+        return int(self._counts.sum() - before)
+
+    def _emit(self, row: ScoredRow, stop: int) -> None:
+        """Decide the pixel rows from the present one to `stop`, all of one row of output tiles."""
+        assert self._blender is not None
+        inside, rows = self._inside, slice(self._row - row.first, stop - row.first)
+        valid = row.valid[rows, inside.column - row.left : inside.right - row.left]
+        left = self._columns[0]
+        at = (slice(None), rows, slice(inside.column - left, inside.right - left))
+        into = (slice(None), slice(self._row % SIDE, self._row % SIDE + stop - self._row), slice(0, inside.width))
+        if valid.any():
+            votes = None if self._blender.votes is None else self._blender.votes[at]
+            for name, values in decide(self._plan, self._blender.sums[at], votes).items():
+                np.copyto(self._strips[name][into], values, where=valid)
+        self._count(self._strips["class"][into][0], Area(self._row, inside.column, stop - self._row, inside.width))
+        self._row = stop
+        if stop % SIDE == 0:
+            self._compress()
+
+    def _count(self, labels: NDArray[np.uint8], where: Area) -> None:
+        """Count the labels inside the window."""
+        part = where.cut(self._plan.window)
+        if min(part.height, part.width) > 0:
+            row, column = part.row - where.row, part.column - where.column
+            counted = labels[row : row + part.height, column : column + part.width]
+            self._counts += np.bincount(counted.ravel(), minlength=NODATA + 1)
+
+    def _compress(self) -> None:
+        for name, strip in self._strips.items():
+            for band, tiles in zip(strip, self._tiles[name], strict=True):
+                tiles += [compress(band[:, c : c + SIDE]) for c in range(0, band.shape[1], SIDE)]
+            strip[:] = NODATA
+
+    def finished(self, key: str) -> tuple[Block, dict[str, list[bytes]]]:
+        """The block, and its tiles by file."""
+        missing = self._inside.cut(self._plan.window)
+        if self._blender is None:  # nothing was read: all of it is void
+            self._counts[NODATA] = max(missing.height, 0) * max(missing.width, 0)
+        elif self._row < self._inside.bottom:
+            raise RuntimeError(f"block {self._index} ended at row {self._row} of {self._inside.bottom}")
+        if self._row % SIDE:
+            self._compress()
+        rows, columns = self._area.height // SIDE, self._area.width // SIDE
+        sizes, tiles = {}, {}
+        for name, bands in self._tiles.items():
+            full = [band + [b""] * (rows * columns - len(band)) for band in bands]
+            sizes[name] = np.array([[len(t) for t in band] for band in full]).reshape(-1, rows, columns)
+            tiles[name] = [tile for band in full for tile in band]
+        counts = tuple(self._counts.tolist())
+        return Block(key, self._index, counts, self._forwarded, sizes), tiles
+
+
+def decide(plan: Plan, sums: NDArray[np.float32], votes: NDArray[np.float32] | None) -> dict[str, NDArray[np.uint8]]:
+    """Weighted sums of logits (K, h, w) -> what is stored, (bands, h, w) for each file.
+
+    Scores, with `votes` (K + 1, h, w: weights of the tiles that chose each class, and of all): probabilities (softmax
+    of the mean logits), their entropy over its maximum log K, and the share of the overlapping tiles' weight that voted
+    for another class than the map's.
+    """
+    labels = winning_class(sums)
+    files = {"class": labels[None]}
+    if votes is None:
+        return files
+    total = np.maximum(votes[-1], np.finfo(np.float32).tiny)  # 0 where no tile was added: void
+    logits = sums / total
+    shares = np.exp(logits - logits.max(axis=0))
+    shares /= shares.sum(axis=0)
+    planes = list(shares) if "probabilities" in plan.layers else []
+    if "entropy" in plan.layers:
+        terms = shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny))
+        planes.append(-terms.sum(axis=0) / np.log(max(len(shares), 2)))
+    if "disagreement" in plan.layers:
+        winner = np.take_along_axis(votes[:-1], labels[None].astype(np.intp), axis=0)[0]
+        planes.append(1 - winner / total)
+    files["scores"] = np.rint(np.clip(np.stack(planes), 0, 1) * FULL).astype(np.uint8)
+    return files
