@@ -122,12 +122,11 @@ class Job:
 
     def _failure_line(self, failures: dict[int, str]) -> str:
         index, reason = next(iter(failures.items()))
-        area = self.plan.area(index)
+        area = self.plan.area(index).cut(Area(0, 0, self.plan.height, self.plan.width))
         count = f"{len(failures)} blocks" if len(failures) > 1 else "a block"
         return (
-            f"{count} of {self.plan.source} failed; rows {area.row} to {min(area.bottom, self.plan.height) - 1}, columns "
-            f"{area.column} to {min(area.right, self.plan.width) - 1}: {reason}; what is finished is kept, the same "
-            "command goes on from there"
+            f"{count} of {self.plan.source} failed; rows {area.row} to {area.bottom - 1}, columns {area.column} to "
+            f"{area.right - 1}: {reason}; what is finished is kept, the same command goes on from there"
         )
 
 
