@@ -16,8 +16,11 @@ from torch import nn
 from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.raster.blocks import Block, DamagedError, compress, decompress, read_block, write_block
+from vfmadapt.raster.folder import BlockFolder
+from vfmadapt.raster.job import Job
 from vfmadapt.raster.pipeline import ahead
-from vfmadapt.raster.predict import predict_raster
+from vfmadapt.raster.planning import make_plan
+from vfmadapt.raster.predict import Settings, merge_parts, predict_part, predict_raster
 
 CLASSES = tuple(ClassSpec(name, (i * 60, 50, 200)) for i, name in enumerate(("a", "b", "c", "d")))
 SMALL = {"tile": 64, "overlap": 16, "block": 512}
@@ -313,3 +316,58 @@ def test_ahead_passes_items_and_errors_and_closes():
     assert next(running) == 0
     running.close()
     assert closed == [True, True]
+
+
+def test_parts_of_an_array_job_give_the_same_map(scene, reference, tmp_path):
+    output = tmp_path / "map.tif"
+    settings = Settings(**SMALL, layers=("probabilities", "entropy", "disagreement"))
+    with pytest.raises(UserError, match="compute the parts first"):
+        merge_parts(output)
+    for index in (2, 0):
+        assert predict_part(Convolution(), scene, output, settings, index=index, of=3) == 3
+    assert predict_part(Convolution(), scene, output, settings, index=0, of=3, restart=True) == 0
+    with pytest.raises(UserError, match=r"3 of 9 blocks of .*map\.tif are not finished \(first: 1\)"):
+        merge_parts(output)
+    with pytest.raises(UserError, match="index=3 of=3"):
+        predict_part(Convolution(), scene, output, settings, index=3, of=3)
+    with pytest.raises(UserError, match="another tile"):
+        predict_part(Convolution(), scene, output, Settings(**SMALL | {"tile": 60}), index=1, of=3)
+    model = Convolution()
+    model.checked = False
+    original = model.forward
+
+    def forward(*inputs):
+        if not model.checked:
+            model.checked = True
+            for run in (
+                lambda: merge_parts(output),
+                lambda: predict_part(Convolution(), scene, output, settings, index=1, of=3),
+                lambda: predict_raster(Convolution(), scene, output, **SMALL),
+            ):
+                with pytest.raises(UserError, match="another run is writing"):
+                    run()
+        return original(*inputs)
+
+    model.forward = forward
+    predict_part(model, scene, output, settings, index=1, of=3)
+    assert model.checked
+    result = merge_parts(output)
+    assert sum(result.pixels.values()) + result.void == 1100 * 1300
+    for name in ("map.tif", "map_scores.tif"):
+        assert (tmp_path / name).read_bytes() == reference.with_name(name).read_bytes()
+    assert not output.with_name("map.tif.blocks").exists()
+
+
+def test_one_block_is_pure(scene, tmp_path):
+    model, device = Convolution(), torch.device("cpu")
+    plan, _ = make_plan(model, str(scene), device, Settings(**SMALL))
+    bytes_of = []
+    for name in ("a.tif", "b.tif"):
+        folder = BlockFolder(tmp_path / name)
+        job = Job(plan, folder, model, device)
+        for index in (4, 1, 4) if name == "a.tif" else (1, 4):
+            job.run_block(index)
+        bytes_of.append([folder.block(index).read_bytes() for index in (1, 4)])
+    assert bytes_of[0] == bytes_of[1]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        Job(plan, folder, Breaks({0}, RuntimeError), device).run_block(0)

@@ -39,15 +39,18 @@ class BlockFolder:
                 with self._lock(f"lock-{part}", fcntl.LOCK_EX):
                     yield
 
-    def open(self, plan: Plan, *, restart: bool) -> None:
-        """Take the folder up for a plan; finished blocks of the same plan stay.
+    def open(self, plan: Plan, *, restart: bool, shared: bool = False) -> None:
+        """Take the folder up for a plan; finished blocks of the same plan stay, with `shared` even on `restart`.
 
         Raises:
             UserError: it holds blocks of another plan, and `restart` is not set.
         """
-        old = self.plan()
-        if old is not None and old.key == plan.key and not restart:
-            return
+        with self._lock("lock-plan", fcntl.LOCK_EX, wait=True):
+            old = self.plan()
+            if old is None or old.key != plan.key or (restart and not shared):
+                self._begin(old, plan, restart=restart)
+
+    def _begin(self, old: Plan | None, plan: Plan, *, restart: bool) -> None:
         blocks = sum(1 for _ in self.path.glob("*/*.block"))
         if blocks and not restart:
             what = ", ".join(old.differences(plan)) if old is not None else "unknown"
@@ -101,13 +104,13 @@ class BlockFolder:
             raise UserError(f"cannot write {self.output}: {error.strerror}; choose another output") from error
 
     @contextmanager
-    def _lock(self, name: str, kind: int) -> Iterator[None]:
+    def _lock(self, name: str, kind: int, *, wait: bool = False) -> Iterator[None]:
         path = self.path / name
         while True:
             self._make()
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
             try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
                 if _same(path, descriptor):
                     break
             except BlockingIOError as error:

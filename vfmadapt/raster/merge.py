@@ -83,7 +83,7 @@ def pyramid(image: Level, plan: Plan, spool: IO[bytes]) -> list[Level]:
         levels = [_resampled(image, window.height, window.width, (down, right), 1, spool)]
     else:
         levels = [Level(window.height, window.width, image.sizes, image.read)]
-    while max(levels[-1].height, levels[-1].width) > SIDE:
+    while max(levels[-1].height, levels[-1].width) > SIDE and window.width > 1:  # readers take the ratio of widths
         last = levels[-1]
         levels.append(_resampled(last, -(-last.height // 2), -(-last.width // 2), (0, 0), 2, spool))
     return levels

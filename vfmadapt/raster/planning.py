@@ -1,0 +1,81 @@
+"""From what the user asks for to a plan that can be carried out."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from vfmadapt.contracts import DataSpec
+from vfmadapt.errors import UserError
+from vfmadapt.raster.bands import select_bands
+from vfmadapt.raster.fingerprint import model_fingerprint, source_fingerprint
+from vfmadapt.raster.io import RasterInfo, open_raster
+from vfmadapt.raster.plan import Area, Plan
+from vfmadapt.raster.write import NODATA
+
+_ROW_BYTES = 256 << 20  # of one row of tiles of a block, as floats; the default block is made small enough for that
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a raster is mapped; the fields are explained at `vfmadapt.predict_raster`."""
+
+    tile: int = 256
+    overlap: int = 64
+    batch: int = 4
+    block: int | None = None
+    window: Sequence[int] | None = None
+    bands: Sequence[int] | None = None
+    scale: float | None = None
+    offset: float | None = None
+    layers: Sequence[str] = ()
+    tta: str | None = None
+    dtype: str = "float32"
+
+
+def make_plan(model: Any, source: str, device: torch.device, settings: Settings) -> tuple[Plan, RasterInfo]:
+    """The plan of a map, and what the raster says about itself.
+
+    Raises:
+        UserError: unreadable raster, bands that do not fit, bad sizes, a window outside the raster.
+    """
+    spec: DataSpec = model.spec
+    if len(spec.classes) > NODATA:
+        raise UserError(f"the model has {len(spec.classes)} classes; a map holds at most {NODATA}")
+    with open_raster(source) as raster:
+        info, files = raster.info, raster.files
+    window, block = settings.window, settings.block
+    if window is not None and len(window) != 4:
+        raise UserError(f"window={list(window)}: wanted are four numbers, [row,column,height,width]")
+    compute = {"device": device.type, "dtype": settings.dtype, "tta": settings.tta or "none"}
+    compute |= {"kernels": os.environ.get("VFMADAPT_KERNELS", "auto"), "torch": version("torch")}
+    plan = Plan(
+        source=source,
+        source_hash=source_fingerprint(files, info),
+        model_hash=model_fingerprint(model),
+        height=info.height,
+        width=info.width,
+        window=Area(0, 0, info.height, info.width) if window is None else Area(*window),
+        tile=settings.tile,
+        overlap=settings.overlap,
+        block=_default_block(len(spec.bands), settings.tile) if block is None else block,
+        batch=settings.batch,
+        bands=select_bands(info, spec.bands, settings.bands),
+        scale=settings.scale,
+        offset=settings.offset,
+        classes=tuple((c.name, c.colour) for c in spec.classes),
+        layers=tuple(settings.layers),
+        compute=compute,
+    )
+    _ = plan.grid  # complains of impossible tiles
+    return plan, info
+
+
+def _default_block(bands: int, tile: int) -> int:
+    block = 4096
+    while block > 512 and bands * tile * (block + tile) * 4 > _ROW_BYTES:
+        block //= 2
+    return block

@@ -1,0 +1,84 @@
+"""What a map says in the end: pixels, areas, speed."""
+
+import json
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfmadapt.raster.io import RasterInfo
+from vfmadapt.raster.job import Work, file_of
+from vfmadapt.raster.merge import Collected
+from vfmadapt.raster.plan import Plan
+from vfmadapt.raster.write import NODATA
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """A finished map.
+
+    `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
+    (it is the area on that projection); `void` counts pixels without data; `scores` is the file of probabilities,
+    entropy and disagreement, if asked for.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    pixels: dict[str, int]
+    void: int
+    area_km2: dict[str, float] | None
+    seconds: float
+    scores: Path | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each class among the pixels with data, 0..1."""
+        total = max(sum(self.pixels.values()), 1)
+        return {name: count / total for name, count in self.pixels.items()}
+
+
+def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected, seconds: float) -> PredictResult:
+    """The finished map of a plan."""
+    counts = collected.counts
+    pixels = {name: int(counts[i]) for i, (name, _) in enumerate(plan.classes)}
+    area, one = None, _pixel_km2(info)
+    if one is not None:
+        area = {name: count * one for name, count in pixels.items()}
+    scores = file_of(output, "scores") if plan.bands_of("scores") else None
+    size = (plan.window.height, plan.window.width)
+    return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores)
+
+
+def _pixel_km2(info: RasterInfo) -> float | None:
+    """Square kilometres of a pixel; None without a projected CRS."""
+    if info.crs is None or not info.crs.is_projected:
+        return None
+    metres: float = info.crs.linear_units_factor[1]
+    return float(abs(info.transform.determinant)) * metres**2 / 1e6
+
+
+def statistics_tags(result: PredictResult) -> dict[str, str]:
+    """Statistics for the map's own tags."""
+    tags = {
+        "CLASS_PIXELS": json.dumps(result.pixels),
+        "CLASS_SHARES": json.dumps({name: round(share, 6) for name, share in result.shares.items()}),
+    }
+    if result.area_km2 is not None:
+        tags["CLASS_AREA_KM2"] = json.dumps({name: round(area, 6) for name, area in result.area_km2.items()})
+    return tags
+
+
+def summary(result: PredictResult, plan: Plan, work: Work, collected: Collected, info: RasterInfo) -> str:
+    """The last line: size, speed, memory, share of the time in the model, tiles forwarded over tiles planned."""
+    seconds, one = max(result.seconds, 1e-9), _pixel_km2(info)
+    rate = work.pixels / seconds
+    area = "" if one is None else f", {rate * one:.3g} km²/s"
+    window = plan.window
+    tiles = len(plan.grid.rows_over(window.row, window.bottom)) * len(
+        plan.grid.columns_over(window.column, window.right)
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # Linux gives KiB
+    return (
+        f"{window.height} x {window.width} pixels in {seconds:.1f} s: {rate / 1e6:.2f} Mpx/s{area}, peak memory "
+        f"{peak:.2f} GB, {work.model_seconds / seconds:.0%} of the time in the model, tiles forwarded / planned "
+        f"{collected.forwarded / tiles:.2f}"
+    )
