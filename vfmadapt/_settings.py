@@ -19,8 +19,10 @@ _NULL_DEFAULT: dict[str, Any] = {
     "block": int,
     "early_stop": int,
     "foreground": list[str],
+    "index": int,
     "input": str,
     "minutes": float,
+    "of": int,
     "offset": float,
     "output": str,
     "resume": bool | str,
@@ -30,6 +32,7 @@ _NULL_DEFAULT: dict[str, Any] = {
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "engine": Literal["local", "array", "merge"],
     "format": Literal["text", "json"],
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,

@@ -1,14 +1,19 @@
 """The tool `predict`: an adapter file and a raster in, a georeferenced map and a preview picture out."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt.build import plain
 from vfmadapt.device import choose_device
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from vfmadapt.contracts import DataSpec
+    from vfmadapt.raster.predict import PredictResult
 
 log = logging.getLogger(__name__)
 
@@ -19,62 +24,80 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     Returns:
         "map", "scores" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the pixels with
         data), "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and
-        "seconds".
+        "seconds"; of one part of an array job, "blocks": how many were computed now.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
     """
+    if cfg.engine == "merge":
+        return _merge(cfg)
     from vfmadapt.raster.io import raster_info
 
     if not cfg.input or not cfg.adapter_file:
         missing = "input" if not cfg.input else "adapter_file"
         raise UserError(f"{missing}= is missing; write predict input=scene.tif adapter_file=adapter.safetensors")
-    info = raster_info(cfg.input)  # before the seconds that a model takes to load
+    if (cfg.engine == "array") != (cfg.index is not None and cfg.of is not None):
+        raise UserError("index= and of= go with engine=array, which needs both, for instance index=0 of=4")
+    raster_info(cfg.input)  # before the seconds that a model takes to load
 
     from vfmadapt.checkpoint import load
-    from vfmadapt.raster.bands import select_bands
-    from vfmadapt.raster.predict import predict_raster
+    from vfmadapt.raster.predict import Settings, predict_part, predict_raster
+
+    model = load(cfg.adapter_file).to(choose_device(cfg.device))
+    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
+    given = plain(cfg)
+    settings: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings)}
+    if cfg.engine == "array":
+        part: dict[str, Any] = {"index": cfg.index, "of": cfg.of, "restart": cfg.restart, "progress": True}
+        blocks = predict_part(model, cfg.input, output, Settings(**settings), **part)
+        log.info(
+            "part %d of %d: %d blocks; after all parts: predict engine=merge output=%s",
+            cfg.index,
+            cfg.of,
+            blocks,
+            output,
+        )
+        return {"blocks": blocks}
+    result = predict_raster(model, cfg.input, output, **settings, restart=cfg.restart, progress=True)
+    return _told(result, _preview(cfg, model.spec, result) if cfg.preview else None)
+
+
+def _merge(cfg: "DictConfig") -> dict[str, Any]:
+    from vfmadapt.raster.predict import merge_parts
+
+    if not cfg.output:
+        raise UserError("output= is missing; write predict engine=merge output=NAME.tif, as the parts did")
+    return _told(merge_parts(cfg.output), None)
+
+
+def _preview(cfg: "DictConfig", spec: "DataSpec", result: "PredictResult") -> Path:
+    from vfmadapt.raster.io import raster_info
+    from vfmadapt.raster.predict import select_bands
     from vfmadapt.raster.preview import write_preview
 
-    model = load(cfg.adapter_file)
-    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
-    bands = None if cfg.bands is None else [int(b) for b in cfg.bands]
-    result = predict_raster(
-        model.to(choose_device(cfg.device)),
+    return write_preview(
         cfg.input,
-        output,
-        tile=cfg.tile,
-        overlap=cfg.overlap,
-        batch=cfg.batch,
-        block=cfg.block,
-        window=cfg.window,
-        layers=list(cfg.layers),
-        tta=cfg.tta,
-        dtype=cfg.dtype,
-        restart=cfg.restart,
-        bands=bands,
-        scale=cfg.scale,
-        offset=cfg.offset,
-        progress=True,
+        result.path,
+        result.path.with_name(f"{result.path.stem}_preview.png"),
+        bands=select_bands(raster_info(cfg.input), spec.bands, plain(cfg)["bands"]),
+        names=spec.bands,
+        classes=spec.classes,
+        shares=result.shares,
+        window=plain(cfg)["window"],
     )
-    preview = None
-    if cfg.preview:
-        preview = write_preview(
-            cfg.input,
-            output,
-            output.with_name(f"{output.stem}_preview.png"),
-            bands=select_bands(info, model.spec.bands, bands),
-            names=model.spec.bands,
-            classes=model.spec.classes,
-            shares=result.shares,
-        )
+
+
+def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
+    """Log what was made; the same for scripts."""
     for name, share in result.shares.items():
         log.info("  %-16s %6.2f %%", name, 100 * share)
-    log.info("map: %s", output)
+    log.info("map: %s", result.path)
+    if result.scores is not None:
+        log.info("scores: %s", result.scores)
     if preview is not None:
         log.info("preview: %s", preview)
     return {
-        "map": str(output),
+        "map": str(result.path),
         "scores": None if result.scores is None else str(result.scores),
         "preview": None if preview is None else str(preview),
         "pixels_per_class": result.pixels,

@@ -129,17 +129,23 @@ class Raster:
         """The files that it consists of."""
         return tuple(self._dataset.files)
 
-    def thumbnail(self, bands: Sequence[int], max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The whole raster averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
+    def thumbnail(
+        self, bands: Sequence[int], max_side: int, area: Area | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """An area, or all, averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
         from rasterio.enums import Resampling
+        from rasterio.windows import Window
 
-        shape = (len(bands), *self._reduced(max_side))
+        area = area or Area(0, 0, self.info.height, self.info.width)
+        shape = (len(bands), *_reduced(area.height, area.width, max_side))
         resampling = Resampling.nearest if self.info.palette else Resampling.average
-        return self._read(bands, 1.0, 0.0, out_shape=shape, resampling=resampling)
+        window = Window(area.column, area.row, area.width, area.height)
+        return self._read(bands, 1.0, 0.0, window=window, out_shape=shape, resampling=resampling)
 
     def read_labels(self, max_side: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Band 1 as stored, (H, W), and where it is not void; decimated (nearest) to `max_side` if given."""
-        info, kwargs = self.info, {} if max_side is None else {"out_shape": self._reduced(max_side)}
+        info = self.info
+        kwargs = {} if max_side is None else {"out_shape": _reduced(info.height, info.width, max_side)}
         with _reading(info.path):
             labels = self._dataset.read(1, **kwargs)
             known = ~holds(labels, info.nodata[0])
@@ -148,10 +154,6 @@ class Raster:
             if info.alpha is not None:
                 known &= self._dataset.read(info.alpha, **kwargs) > 0
         return labels, known
-
-    def _reduced(self, max_side: int) -> tuple[int, int]:
-        factor = -(-max(self.info.height, self.info.width) // max_side)
-        return -(-self.info.height // factor), -(-self.info.width // factor)
 
     def _read(
         self, bands: Sequence[int], scale: float | None, offset: float | None, **kwargs: Any
@@ -172,6 +174,11 @@ class Raster:
         if not valid.all():
             np.copyto(image, np.float32(0), where=~valid)
         return image, valid
+
+
+def _reduced(height: int, width: int, max_side: int) -> tuple[int, int]:
+    factor = -(-max(height, width) // max_side)
+    return -(-height // factor), -(-width // factor)
 
 
 @contextmanager

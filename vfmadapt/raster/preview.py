@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.raster.io import open_raster
+from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.write import atomic_path
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def write_preview(
     names: Sequence[str],
     classes: Sequence[ClassSpec],
     shares: Mapping[str, float],
+    window: Sequence[int] | None = None,
     max_side: int = 900,
 ) -> Path:
     """Write a PNG: the raster on the left, its label map laid over it on the right, classes and shares beneath.
@@ -124,10 +126,11 @@ def write_preview(
         names: the model's names of those bands.
         classes: the classes in the order of their labels.
         shares: share of each class by name, 0..1, for the legend.
+        window: [row, column, height, width], the part of the raster that was mapped; by default all.
         max_side: longer side of each picture in pixels.
     """
     with open_raster(source) as raster, open_raster(labels) as mapped:
-        image, valid = raster.thumbnail(bands, max_side)
+        image, valid = raster.thumbnail(bands, max_side, None if window is None else Area(*window))
         drawn, known = mapped.read_labels(max_side)
     picture = quicklook(image, valid & known, names)
     legend = [replace(c, name=f"{c.name} {100 * shares[c.name]:.1f} %") for c in classes]
