@@ -31,25 +31,27 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """
     if cfg.engine == "merge":
         return _merge(cfg)
-    from vfmadapt.raster.io import raster_info
-
     if not cfg.input or not cfg.adapter_file:
         missing = "input" if not cfg.input else "adapter_file"
         raise UserError(f"{missing}= is missing; write predict input=scene.tif adapter_file=adapter.safetensors")
     if (cfg.engine == "array") != (cfg.index is not None and cfg.of is not None):
         raise UserError("index= and of= go with engine=array, which needs both, for instance index=0 of=4")
-    raster_info(cfg.input)  # before the seconds that a model takes to load
+    from vfmadapt.raster.io import raster_info
+    from vfmadapt.raster.mosaic import one_raster
+
+    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
+    source = one_raster(cfg.input, output)
+    raster_info(source)  # before the seconds that a model takes to load
 
     from vfmadapt.checkpoint import load
     from vfmadapt.raster.predict import Settings, predict_part, predict_raster
 
     model = load(cfg.adapter_file).to(choose_device(cfg.device))
-    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
     given = plain(cfg)
     settings: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings)}
     if cfg.engine == "array":
         part: dict[str, Any] = {"index": cfg.index, "of": cfg.of, "restart": cfg.restart, "progress": True}
-        blocks = predict_part(model, cfg.input, output, Settings(**settings), **part)
+        blocks = predict_part(model, source, output, Settings(**settings), **part)
         log.info(
             "part %d of %d: %d blocks; after all parts: predict engine=merge output=%s",
             cfg.index,
@@ -58,8 +60,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
             output,
         )
         return {"blocks": blocks}
-    result = predict_raster(model, cfg.input, output, **settings, restart=cfg.restart, progress=True)
-    return _told(result, _preview(cfg, model.spec, result) if cfg.preview else None)
+    result = predict_raster(model, source, output, **settings, restart=cfg.restart, progress=True)
+    return _told(result, _preview(cfg, source, model.spec, result) if cfg.preview else None)
 
 
 def _merge(cfg: "DictConfig") -> dict[str, Any]:
@@ -70,16 +72,16 @@ def _merge(cfg: "DictConfig") -> dict[str, Any]:
     return _told(merge_parts(cfg.output), None)
 
 
-def _preview(cfg: "DictConfig", spec: "DataSpec", result: "PredictResult") -> Path:
+def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> Path:
     from vfmadapt.raster.io import raster_info
     from vfmadapt.raster.predict import select_bands
     from vfmadapt.raster.preview import write_preview
 
     return write_preview(
-        cfg.input,
+        source,
         result.path,
         result.path.with_name(f"{result.path.stem}_preview.png"),
-        bands=select_bands(raster_info(cfg.input), spec.bands, plain(cfg)["bands"]),
+        bands=select_bands(raster_info(source), spec.bands, plain(cfg)["bands"]),
         names=spec.bands,
         classes=spec.classes,
         shares=result.shares,

@@ -20,6 +20,7 @@ from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, open_raster
 from vfmadapt.raster.job import Job, merge
 from vfmadapt.raster.merge import Collected
+from vfmadapt.raster.mosaic import one_raster as one_raster
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.planning import Settings as Settings
 from vfmadapt.raster.planning import make_plan
@@ -68,7 +69,8 @@ def predict_raster(
 
     Args:
         model: an nn.Module that is a `Segmenter`; it is put into evaluation mode for the time.
-        source: any raster that GDAL reads; without a georeference a warning is logged and the map has none.
+        source: any raster or URL that GDAL reads; or many files as one: a folder, a glob, a STAC item or collection
+            (see `vfmadapt.raster.mosaic`). Without a georeference a warning is logged and the map has none.
         output: the map, a cloud-optimised GeoTIFF of uint8 labels on the raster's pixels; nodata 255, colour table,
             class names and areas inside.
         tile: side of a tile in pixels.
@@ -116,7 +118,7 @@ def predict_raster(
         except BaseException:
             folder.remove_if_empty()
             raise
-    result = replace(result, seconds=time.perf_counter() - start)
+    result = replace(result, seconds=time.perf_counter() - start, model_seconds=work.model_seconds)
     logger.info(summary(result, plan, work, collected, info))
     return result
 
@@ -178,7 +180,7 @@ def _job(
 ) -> tuple[Job, RasterInfo]:
     _check(Path(source), output)
     place = device_of(model) if device is None else torch.device(device)
-    plan, info = make_plan(model, str(source), place, settings)
+    plan, info = make_plan(model, one_raster(str(source), output), place, settings)
     if not info.georeferenced:
         logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
     return Job(plan, BlockFolder(output), model, place), info

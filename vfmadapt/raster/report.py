@@ -18,7 +18,7 @@ class PredictResult:
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
     (it is the area on that projection); `void` counts pixels without data; `scores` is the file of probabilities,
-    entropy and disagreement, if asked for.
+    entropy and disagreement, if asked for; `seconds` is the time that it took in all, `model_seconds` in the model.
     """
 
     path: Path
@@ -28,6 +28,7 @@ class PredictResult:
     area_km2: dict[str, float] | None
     seconds: float
     scores: Path | None = None
+    model_seconds: float = 0.0
 
     @property
     def shares(self) -> dict[str, float]:
