@@ -63,14 +63,14 @@ def raster(cfg: "DictConfig") -> dict[str, Any]:
 
 def _line(figures: dict[str, float]) -> str:
     return (
-        f"{figures['seconds']:.1f} s, {figures['mpx_per_s']:.2f} Mpx/s, {figures['memory_gb']:.2f} GB more than before, "
-        f"{figures['share_around_model']:.1%} of the time around the model"
+        f"{figures['seconds']:.1f} s, {figures['mpx_per_s']:.2f} Mpx/s, {figures['memory_gb']:.2f} GB more than "
+        f"before, {figures['share_around_model']:.1%} of the time around the model"
     )
 
 
 def _apart(name: str, folder: Path, side: int, threads: int) -> dict[str, float]:
     """Measure in a new process, whose peak of memory is its own."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a new interpreter would run the tool's script again
     with context.Pool(1) as pool:
         return pool.apply(_measure, (name, folder, side, threads))
 
