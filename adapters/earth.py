@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfmadapt.adapters._layers import resolve_layers
 from vfmadapt.contracts import Adapter, AfterBlock, BackboneSpec, Site, UserError
 from vfmadapt.kernels.bottleneck_mixture import bottleneck_mixture, bottleneck_mixture_reference
 
@@ -49,12 +50,10 @@ class Earth(Adapter):
             raise UserError(f"earth: dim={dim} must be at least 1 (published: 16 to 64)")
         if not 0 < cutoff_ratio <= 1:
             raise UserError(f"earth: cutoff_ratio={cutoff_ratio} must be above 0, at most 1 (published: 0.2 and 0.3)")
-        used = _resolve(range(spec.depth) if layers is None else layers, "layers", spec.depth)
-        mixed = _resolve(used[-3:] if fft_layers is None else fft_layers, "fft_layers", spec.depth)
-        if not used:
-            raise UserError(
-                "earth: layers=[] leaves nothing to adapt; name some, null for all, or adapter=frozen for none"
-            )
+        used = resolve_layers(layers, spec.depth, "earth: layers")
+        mixed = used[-3:] if fft_layers is None else []
+        if fft_layers:
+            mixed = resolve_layers(fft_layers, spec.depth, "earth: fft_layers")
         if outside := sorted(set(mixed) - set(used)):
             raise UserError(f"earth: fft_layers {outside} are not among layers {used}; add them there or take them out")
         self.layers = nn.ModuleDict()
@@ -121,15 +120,6 @@ def benchmark_pair(
     fast = partial(bottleneck_mixture, cutoff=cutoff)
     direct = partial(bottleneck_mixture_reference, cutoff=cutoff)
     return fast, direct, (x, layer.down, layer.down_bias, layer.up, layer.up_bias, layer.scale)
-
-
-def _resolve(indices: Sequence[int], name: str, depth: int) -> list[int]:
-    """Sorted indices from 0, negative ones counted from the end."""
-    if any(not isinstance(i, int) or not -depth <= i < depth for i in indices):
-        raise UserError(
-            f"earth: {name}={list(indices)} must be whole numbers from {-depth} to {depth - 1} ({depth} blocks)"
-        )
-    return sorted({i % depth for i in indices})
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> Tensor:

@@ -34,6 +34,10 @@ class ExPLoRA(Adapter):
     """
 
     unmergeable = ""
+    hint = (
+        "explora is made for continued pre-training on unlabelled images, the part of tools/pretrain.py "
+        "(masked-image modelling of the whole backbone so far); here it learns from labels"
+    )
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vfmadapt.contracts import Adapter, BackboneSpec, Merger, OnOutput, Site, UserError
+from vfmadapt.contracts import Adapter, BackboneSpec, Merger, OnOutput, Site
 
 INITIAL_SPREAD = 0.02  # standard deviation of scales around 1 and shifts around 0, as published
 
@@ -45,17 +45,10 @@ class SSF(Adapter):
     def merge(self, into: Merger) -> None:
         """Fold each scale and shift into the layer before it; raises UserError where that has no bias to shift."""
         for role, index, layer in self.layers():
-            # the last of the modules inside that has a weight: the layer itself, or what a patch embedding wraps
-            modules = into.place(role, index).module.modules()
-            module = [m for m in modules if getattr(m, "weight", None) is not None][-1]
-            weight, bias = cast(Tensor, module.weight), cast("Tensor | None", getattr(module, "bias", None))
-            weight.mul_(layer.scale.view(-1, *(1,) * (weight.ndim - 1)))
-            if bias is not None:
-                bias.mul_(layer.scale).add_(layer.shift)
-            elif role == "patch_embed":
-                raise UserError("ssf: this patch embedding has no bias to take up the shift; keep the adapter file")
-            else:
-                into.add(role, index, bias=layer.shift)
+            weight = into.weight(role, index)
+            scaled = weight * layer.scale.view(-1, *(1,) * (weight.ndim - 1))
+            into.add(role, index, bias=(layer.scale - 1) * into.bias(role, index) + layer.shift)
+            into.put(role, index, scaled)
 
     def layers(self) -> Iterator[tuple[str, int, "ScaleShift"]]:
         """(role, index of the block, what acts on its output)."""

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vpt", "sam2_hiera"): "windows",
 }
 IMAGE = (2, 3, 37, 52)
+COMPILED_WITH = {"conv_lora": {"experts": 2}}  # each expert is traced by itself, which takes seconds
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -153,15 +155,31 @@ def test_checkpointing_gives_the_same_gradients(name: str) -> None:
 
 
 def test_compiles_without_a_graph_break(name: str) -> None:
-    model = adapted(name)
+    model = adapted(name, "two_blocks", settings=COMPILED_WITH.get(name))
     image = torch.randn(*IMAGE)
     with torch.no_grad():
         want = grids(model, image)
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        got = compiled(image, [0, 2]).grids
+        got = compiled(image, [0, 1]).grids
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["earth", "lora", "ssf"])
+def test_inductor_gives_the_same(name: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler (g++) on a CPU")
+    model = adapted(name)
+    perturb(model)
+    image = torch.randn(*IMAGE)
+    with torch.no_grad():
+        want = grids(model, image)
+        torch._dynamo.reset()
+        got = torch.compile(model, fullgraph=True)(image, [0, 2]).grids
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2_reg"])

@@ -22,13 +22,18 @@ ALLOWED = {
     "vfmadapt.losses": SEAMS,
     "vfmadapt.metrics": SEAMS,
     "vfmadapt.merging": SEAMS,
-    "vfmadapt.host": {*SEAMS, "vfmadapt.merging"},
-    "vfmadapt.model": {*SEAMS, "vfmadapt.host"},
+    "vfmadapt._hooks": SEAMS,
+    "vfmadapt._sites": SEAMS,
+    "vfmadapt._state": SEAMS,
+    "vfmadapt.host": {*SEAMS, "vfmadapt.merging", "vfmadapt._hooks", "vfmadapt._sites", "vfmadapt._state"},
+    "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt._state"},
 }
 # heavy library -> the only places that may import it
 OWNERS = {
-    "timm": ("vfmadapt.backbones",),
-    "peft": ("vfmadapt.adapters.peft",),
+    "timm": ("vfmadapt.backbones", "vfmadapt.interop"),  # interop replays whole published blocks
+    "peft": tuple(
+        f"vfmadapt.adapters.{name}" for name in ("peft", "_peft_layers", "_peft_runs", "_peft_starts", "_peft_tuners")
+    ),
     "transformers": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
     "rasterio": ("vfmadapt.raster", "vfmadapt.datasets"),
     "triton": ("vfmadapt.kernels",),

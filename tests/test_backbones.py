@@ -201,3 +201,16 @@ def test_vfm_tiny_is_small_and_versioned() -> None:
         vfm_tiny(version=99)
     size = (Path(__file__).parents[1] / "vfmadapt/backbones/weights/vfm_tiny@1.safetensors").stat().st_size
     assert size <= 12_000_000
+
+
+def test_positions_of_a_trained_copy_are_not_kept() -> None:
+    from vfmadapt.testing import adapted, perturb
+
+    image = torch.randn(1, 3, 40, 56)
+    model = adapted("full")
+    frozen = adapted("frozen")
+    perturb(model, amount=0.1)
+    with torch.no_grad():
+        model.requires_grad_(False)(image, [2])
+        after = model.detach()(image, [2]).grids[0]
+        assert torch.equal(after, frozen(image, [2]).grids[0])

@@ -83,6 +83,20 @@ def test_one_adapter_per_sample(files: dict[str, Path]) -> None:
             torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["dinov3", "samvit", "sam2_hiera"])
+def test_one_adapter_per_sample_inside_attention(family: str, tmp_path: Path) -> None:
+    """Within windows the batch of the attention's layers is windows, several to an image."""
+    chosen = {"lora": "lora", "bits": "bit_lora", "conv": "conv_lora", "bare": "frozen"}
+    files = {
+        name: write(tmp_path / f"{name}.safetensors", adapter, spec(3), family) for name, adapter in chosen.items()
+    }
+    images = torch.rand(5, 3, 40, 52)
+    names = ["conv", "bits", "bare", "lora", "bits"]
+    for name, image, logits in zip(names, images, vfmadapt.load_many(files).routed(images, names), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
+
+
 def test_refusals(files: dict[str, Path], tmp_path: Path) -> None:
     bank = vfmadapt.load_many(files)
     with pytest.raises(UserError, match="no model 'x' is loaded; there are: a, b, c, bare"):
@@ -92,3 +106,19 @@ def test_refusals(files: dict[str, Path], tmp_path: Path) -> None:
     other = write(tmp_path / "other.safetensors", "frozen", spec(3), "dinov3")
     with pytest.raises(UserError, match="with weights"):
         vfmadapt.load_many({"a": files["a"], "other": other})
+
+
+def test_the_patch_embedding_is_a_site_too(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / f"{name}.safetensors", "ssf", spec(3)) for name in ("a", "b")}
+    for name, logits in vfmadapt.load_many(files).each(IMAGE).items():
+        with torch.no_grad():
+            torch.testing.assert_close(logits, vfmadapt.load(files[name])(IMAGE), rtol=0, atol=1e-5)
+
+
+def test_prompts_and_own_weights_are_refused_by_name(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / f"{name}.safetensors", name, spec(3)) for name in ("earth", "vpt", "bitfit")}
+    bank = vfmadapt.load_many(files)
+    with pytest.raises(UserError, match="vpt/main changes the sequence's length"):
+        bank.each(IMAGE, ["earth", "vpt"])
+    with pytest.raises(UserError, match="bitfit/main changes the frozen weights"):
+        bank.routed(IMAGE, ["earth", "bitfit"])

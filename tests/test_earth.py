@@ -1,13 +1,12 @@
-"""Earth-Adapter against its published numbers; the frozen control; trained copies; the benchmark."""
+"""Earth-Adapter's sizes, settings and layers; the frozen control; trained copies; the benchmark."""
 
 import copy
 import json
 import pickle
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from vfmadapt import benchmark
@@ -15,70 +14,12 @@ from vfmadapt.adapters.earth import Bottleneck, Earth, FrequencyMixture
 from vfmadapt.adapters.frozen import Frozen
 from vfmadapt.adapters.owned import TrainedTensors
 from vfmadapt.build import compose
-from vfmadapt.contracts import AfterBlock, BackboneSpec, Owned, UserError
-
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("earth_*.safetensors"))
+from vfmadapt.contracts import AfterBlock, Owned, UserError
+from vfmadapt.testing import vit_spec
 
 
 def spec(depth=4, channels=16):
-    return BackboneSpec("fake", (channels,) * depth, (16,) * depth, 1, 3, None, None, "", "")
-
-
-def published(layer, number):
-    """Layer `number` under its published names: {name: function of our layer's tensors (or gradients)}."""
-    if isinstance(layer, Bottleneck):
-        names = {"0.weight": "down.weight", "0.bias": "down.bias", "2.weight": "up.weight", "2.bias": "up.bias"}
-        return {f"mlp_list1.{number}.{theirs}": lambda t, ours=ours: t[ours] for theirs, ours in names.items()}
-    dim, found = layer.up.shape[0] // 3, {}
-    for k in range(3):
-        rows = slice(k * dim, (k + 1) * dim)
-        found |= {
-            f"mlp_list{k + 1}.{number}.0.weight": lambda t, rows=rows: t["down"][rows],
-            f"mlp_list{k + 1}.{number}.0.bias": lambda t, rows=rows: t["down_bias"][rows],
-            f"mlp_list{k + 1}.{number}.2.weight": lambda t, rows=rows: t["up"][rows].T,
-            f"mlp_list{k + 1}.{number}.2.bias": lambda t, k=k: t["up_bias"][k],
-        }
-    return found | {
-        f"router.{number}.weight": lambda t: t["down"][3 * dim :],
-        f"router.{number}.bias": lambda t: t["down_bias"][3 * dim :],
-    }
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
-def test_golden(path):
-    with safe_open(path, "pt") as file:
-        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        settings = json.loads(file.metadata()["settings"])
-    number = settings["layer"]
-    x = stored["input/x"].clone().requires_grad_()
-    layers = len(stored["param/scale"])
-    adapter = Earth(
-        spec(layers, x.shape[-1]), dim=settings["dim"], cutoff_ratio=settings["cutoff_ratio"], fft_layers=[0]
-    )
-    layer = adapter.layers[str(number)]
-    names = published(layer, number)
-    with torch.no_grad():
-        for name, part in names.items():
-            part(dict(layer.named_parameters())).copy_(stored[f"param/{name}"])
-        layer.scale.copy_(stored["param/scale"][number])
-    # one class token, then 32 x 32 patches: what the host does with the grid
-    y = torch.cat([x[:, :1], layer(x[:, 1:].unflatten(1, (32, 32))).flatten(1, 2)], 1)
-    y.backward(stored["cotangent/y"])
-
-    def check(ours, theirs, tolerance):
-        assert (ours - theirs).abs().max() <= tolerance * max(1, theirs.abs().max())
-
-    check(y, stored["output/y"], 1e-5)
-    check(x.grad, stored["grad_input/x"], 1e-4)
-    gradients = {name: p.grad for name, p in layer.named_parameters()}
-    for name, part in names.items():
-        check(part(gradients), stored[f"grad_param/{name}"], 1e-4)
-    check(gradients["scale"], stored["grad_param/scale"][number], 1e-4)
-    assert set(names) | {"scale"} == {k.removeprefix("grad_param/") for k in stored if k.startswith("grad_param/")}
-
-
-def test_golden_files_are_here():
-    assert len(GOLDEN) == 4
+    return vit_spec(channels, depth)
 
 
 FIRST_3, FIRST_6, LAST_3, LAST_6 = range(3), range(6), range(-3, 0), range(-6, 0)
@@ -119,7 +60,7 @@ def test_layers():
 
 
 def test_layers_of_different_width():
-    pyramid = BackboneSpec("stages", (8, 16), (4, 8), 0, 3, None, None, "", "")
+    pyramid = replace(vit_spec(8, 2), dims=(8, 16), strides=(4, 8))
     for site, channels in zip(Earth(pyramid, dim=2).sites(), (8, 16), strict=True):
         assert site.fn(torch.zeros(1, 3, 5, channels)).shape == (1, 3, 5, channels)
 

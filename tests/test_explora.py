@@ -9,8 +9,7 @@ from vfmadapt.adapters.explora import ExPLoRA
 from vfmadapt.backbones.timm_models import timm_backbone
 from vfmadapt.contracts import OnLinear, UserError
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.interop.earth import fake_spec
-from vfmadapt.testing import adapted, perturb, tiny_backbone
+from vfmadapt.testing import adapted, perturb, tiny_backbone, vit_spec
 
 IMAGE = (2, 3, 37, 52)
 
@@ -44,7 +43,7 @@ def test_published_parameter_counts(name: str, settings: dict[str, Any], count: 
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        ExPLoRA(fake_spec(16, 3), **settings)
+        ExPLoRA(vit_spec(16, 3), **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -61,7 +60,7 @@ def test_a_block_is_updated_or_trained_whole() -> None:
 
 
 def test_alpha_is_1_whatever_the_rank() -> None:
-    pair = ExPLoRA(fake_spec(16, 2), rank=4).updates["0"]["q"]
+    pair = ExPLoRA(vit_spec(16, 2), rank=4).updates["0"]["q"]
     torch.nn.init.ones_(pair.up)
     x = torch.randn(3, 16)
     torch.testing.assert_close(pair(x), (x @ pair.down.mT).sum(-1, keepdim=True).expand(3, 16) / 4)

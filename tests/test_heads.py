@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,17 +6,18 @@ import torch
 from omegaconf import OmegaConf
 
 from vfmadapt.build import instantiate, names
-from vfmadapt.contracts import BackboneSpec, Features
+from vfmadapt.contracts import Features
 from vfmadapt.errors import UserError
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads.fpn import FPNHead, spread
 from vfmadapt.heads.linear import LinearHead
+from vfmadapt.testing import vit_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_spec(dims=(24,) * 6, strides=(8,) * 6):
-    return BackboneSpec("fake", tuple(dims), tuple(strides), 1, 3, None, None, "0", "mit")
+    return replace(vit_spec(8, len(dims)), dims=tuple(dims), strides=tuple(strides))
 
 
 def make_features(spec, layers, size, batch=2):

@@ -3,7 +3,7 @@
 import pytest
 
 from vfmadapt import params
-from vfmadapt.build import compose
+from vfmadapt.build import compose, names
 
 
 def test_keys_and_figures() -> None:
@@ -39,8 +39,23 @@ def test_trained_copies_are_counted_apart() -> None:
         (["adapter=bitfit", "backbone.final_norm=true"], "vit_base", 102_912),
         (["adapter=hydra_lora", "adapter.rank=2"], "vit_base", 239_712),
         (["adapter=repadapter"], "vit_base", 239_808),
+        (["adapter=conv_lora"], "samvit_huge", 514_560),
+        (["adapter=lora", "adapter.options.r=3", "+adapter.roles=[qkv]"], "samvit_huge", 491_520),
+        (["adapter=dylora", "adapter.rank=4"], "vit_base", 147_456),
+        (["adapter=dylora", "adapter.rank=16"], "vit_base", 589_824),
+        (["adapter=dd"], "sam2_hiera_tiny", 544_080),
+        (["adapter=rein", "+adapter.link_queries=true"], "dinov2_large", 2_990_081),
+        (["adapter=mosa", "adapter.experts=1"], "vit_base", 1_208_064),
+        (["adapter=mosa", "adapter.experts=4", "adapter.share=down"], "vit_base", 3_005_184),
+        (["adapter=bit_lora", "adapter.dim=1"], "vit_base", 36_864),
+        (["adapter=pego"], "vit_base", 589_824),
     ],
 )
 def test_published_counts(adapter: list[str], backbone: str, trained: int) -> None:
     result = params.main(compose("params", [*adapter, f"backbone={backbone}"]))
     assert result["adapter_params"] + result["unfrozen_params"] == trained
+
+
+@pytest.mark.parametrize("backbone", [name for name in names("backbone") if name != "timm"])
+def test_every_backbone_is_built(backbone: str) -> None:
+    assert params.main(compose("params", ["adapter=frozen", f"backbone={backbone}"]))["backbone_params"] > 4_000_000

@@ -57,7 +57,7 @@ def test_merges_with_the_final_norm_and_on_grids(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "message"), [("clip", "patch embedding has no bias"), ("dinov3", "no bias at qkv of block 0")]
+    ("family", "message"), [("clip", "no bias at patch_embed"), ("dinov3", "no bias at qkv of block 0")]
 )
 def test_without_a_bias_to_shift_there_is_no_merging(family: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

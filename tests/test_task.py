@@ -86,7 +86,18 @@ class Bias(Adapter):
         self.steps.append((step, total))
 
 
-def make_model(aux=None):
+class Twice(Bias):
+    """Wants two forwards of each batch and minimises the second."""
+
+    forwards_per_step = 2
+
+    def consistency(self, first, second):
+        assert first is not second
+        assert first.shape == second.shape
+        return second.mean()
+
+
+def make_model(aux=None, adapter=Bias):
     torch.manual_seed(0)
     backbone = timm_backbone(
         "vit_tiny_patch16_224",
@@ -94,7 +105,7 @@ def make_model(aux=None):
         bands=SPEC.bands,
         settings={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32},
     )
-    adapted = AdaptedBackbone(backbone, {"main": Bias(aux)})
+    adapted = AdaptedBackbone(backbone, {"main": adapter(aux)})
     return AdaptedModel(adapted, LinearHead(adapted.spec, num_classes=3), spec=SPEC)
 
 
@@ -256,6 +267,14 @@ def test_auxiliary_loss_counts():
         bias = task.model.backbone.adapters["main"].bias
         assert bool((bias < 0).all()) is moves
         assert bool((bias != 0).any()) is moves
+
+
+def test_the_consistency_of_two_forwards_counts():
+    """All pixels ignored: what moves the bias is the second forward alone."""
+    for kind, moves in ((Bias, False), (Twice, True)):
+        task = SegmentationTask(make_model(adapter=kind), weight_decay=0)
+        train(task, make_data(Blobs(ignore_all=True)))
+        assert bool(task.model.backbone.adapters["main"].bias.any()) is moves
 
 
 def test_class_weights_from_the_training_masks():

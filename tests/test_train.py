@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from vfmadapt import evaluate, train
 from vfmadapt.build import build_model, compose, names
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.segmentation import SegmentationTask
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def stack(tmp_path_factory):
     return path
 
 
-def config(stack, output, *more, tool="train"):
+def overrides(stack, output, *more, tool="train"):
     tiny = [
         f"+backbone.settings.{k}={v}" for k, v in (("embed_dim", 32), ("depth", 2), ("num_heads", 2), ("patch_size", 8))
     ]
@@ -42,7 +47,11 @@ def config(stack, output, *more, tool="train"):
     ]
     head = [] if any(m.startswith("head=") for m in more) else ["head=linear"]
     settings = ["trainer.accelerator=cpu", *model, *head, *run] if tool == "train" else []
-    return compose(tool, ["data=npz_stack", f"data.path={stack}", f"output={output}", *settings, *more])
+    return ["data=npz_stack", f"data.path={stack}", f"output={output}", *settings, *more]
+
+
+def config(*args, tool="train"):
+    return compose(tool, overrides(*args, tool=tool))
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +229,54 @@ def test_impossible_values_are_one_line(stack, tmp_path):
         with pytest.raises(UserError, match=key.split("=")[0].split(".")[-1]) as raised:
             train.main(config(stack, tmp_path, key))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow  # two processes, one after the other, import everything
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    """Cross-entropy alone, every pixel labelled: there the mean over a batch is the mean of the means of its halves."""
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.normal(size=(24, 40, 40, 3)), (0, 4, 4, 0)).astype(np.float32)
+    np.savez(tmp_path / "stack.npz", image=image, mask=(image.mean(-1) > 0).astype(np.uint8))  # 3 images in val
+    keys = ["task.dice_weight=0", "augment.scale=[1,1]", "loader.steps_per_epoch=2", "trainer.max_epochs=2"]
+    given = overrides(tmp_path / "stack.npz", "two", *keys, "trainer.devices=2", "+trainer.strategy=ddp", "format=json")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train.py"), *given],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1  # one of the processes speaks
+    assert done.stderr.count("test split of") == 1
+    result, run = json.loads(done.stdout), tmp_path / "two"
+    assert json.loads((run / "metrics.json").read_text()) == result
+    assert [p.name for p in (run / "logs").iterdir()] == ["version_0"]
+    one = train.main(config(tmp_path / "stack.npz", tmp_path / "one", *keys, "loader.batch_size=4"))
+    assert result["steps"] == one["steps"] == 4
+    steps = [last(folder) for folder in (run, tmp_path / "one")]
+    for key, value in steps[1]["state_dict"].items():
+        torch.testing.assert_close(steps[0]["state_dict"][key], value, rtol=1e-3, atol=1e-4)
+    saved, best = (
+        load_file(run / "adapter.safetensors"),
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=True),
+    )
+    assert all(torch.equal(saved[k], v) for k, v in best["state_dict"].items())
+    found = evaluate.main(
+        config(
+            tmp_path / "stack.npz", "null", f"adapter_file={run / 'adapter.safetensors'}", "split=val", tool="evaluate"
+        )
+    )
+    logged = [
+        r["val/miou"] for r in csv.DictReader((run / "logs" / "version_0" / "metrics.csv").open()) if r["val/miou"]
+    ]
+    assert found["miou"] == pytest.approx(max(map(float, logged)))  # though the processes had two images and one
+
+
+def test_fewer_images_than_processes_is_one_line(stack, monkeypatch):
+    cfg = config(stack, "null")
+    data = train.make_data(cfg, train.data_source(cfg))
+    assert len(data.val_dataloader()) == 2
+    monkeypatch.setattr("vfmadapt.tasks.data._processes", lambda: (0, 3))
+    with pytest.raises(UserError, match=r"val split holds 2 images for 3 processes.*trainer.devices"):
+        data.val_dataloader()

@@ -8,10 +8,9 @@ from vfmadapt.adapters.vpt import VPT
 from vfmadapt.contracts import UserError
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.interop import load_published
-from vfmadapt.interop.earth import fake_spec
-from vfmadapt.testing import adapted, tiny_backbone
+from vfmadapt.testing import adapted, tiny_backbone, vit_spec
 
-SPEC = fake_spec(16, 3)
+SPEC = vit_spec(16, 3)
 IMAGE = (2, 3, 37, 52)
 
 
@@ -19,7 +18,7 @@ IMAGE = (2, 3, 37, 52)
 def test_published_parameter_counts(deep: bool, count: int) -> None:
     """ViT-B: 12 blocks of 768 channels."""
     with torch.device("meta"):
-        adapter = VPT(fake_spec(768, 12), prompts=50, deep=deep)
+        adapter = VPT(vit_spec(768, 12), prompts=50, deep=deep)
     assert sum(p.numel() for p in adapter.parameters()) == count
 
 
@@ -41,7 +40,7 @@ def test_windows_are_refused_when_built(family: str) -> None:
 
 def test_initialisation_spans_the_published_range() -> None:
     bound = (6 / (3 * 16 * 16 + 64)) ** 0.5
-    prompts = VPT(fake_spec(64, 12)).prompts
+    prompts = VPT(vit_spec(64, 12)).prompts
     assert 0.99 * bound < prompts.abs().max() <= bound
 
 

@@ -5,7 +5,7 @@ below add what neither can say.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -37,27 +37,36 @@ _KINDS: dict[str, Any] = {
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,
 }
-# least values by the last part of a key; the rest is checked where it is used
-_LEAST = {
-    "accumulate_grad_batches": 1,
-    "boundary_tolerance": 0,
-    "cache_mb": 0,
-    "ce_weight": 0,
-    "cells": 1,
-    "check_val_every_n_epoch": 1,
-    "dice_weight": 0,
-    "early_stop": 0,
-    "fit_pixels": 1,
-    "minutes": 0.01,  # the share that is done is a part of it
-    "previews": 0,
-    "score_pixels": 1,
-    "seed": 0,
-    "steps": 1,
-    "weight_decay": 0,
-    "width": 1,
-    "window": 1,
+_MANY = float("inf")
+# least and greatest values, by the last part of a key; the rest is checked where it is used
+_RANGES = {
+    "accumulate_grad_batches": (1, _MANY),
+    "boundary_tolerance": (0, _MANY),
+    "cache_mb": (0, _MANY),
+    "ce_weight": (0, _MANY),
+    "cells": (1, _MANY),
+    "check_val_every_n_epoch": (1, _MANY),
+    "depth": (0, _MANY),
+    "dice_weight": (0, _MANY),
+    "early_stop": (0, _MANY),
+    "fit_pixels": (1, _MANY),
+    "heads": (1, _MANY),
+    "images": (1, _MANY),
+    "lr": (0, _MANY),
+    "mask_ratio": (0, 1),
+    "minutes": (0.01, _MANY),  # the share that is done is a part of it
+    "predict_ratio": (0, 1),
+    "previews": (0, _MANY),
+    "score_pixels": (1, _MANY),
+    "seed": (0, _MANY),
+    "stats_weight": (0, 1),
+    "steps": (1, _MANY),
+    "tokens": (1, _MANY),
+    "warmup": (0, _MANY),
+    "weight_decay": (0, _MANY),
+    "width": (1, _MANY),
+    "window": (1, _MANY),
 }
-
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -71,10 +80,11 @@ _WORDS = {
 def check_overrides(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Compare what was set with the same config as it is by default, both as plain containers.
 
-    Null below the top level is left to `check_arguments`, since only a signature says whether it is meant.
+    Below the top level only a signature says whether null is meant, and whether a number must be whole: that is left to
+    `check_arguments`.
 
     Raises:
-        UserError: a value of another kind than its default, or one that is too small.
+        UserError: a value of another kind than its default, or out of range.
     """
     for key, value, default in _changed(settings, defaults, ""):
         if value is None and "." in key:
@@ -82,18 +92,19 @@ def check_overrides(settings: Mapping[str, Any], defaults: Mapping[str, Any]) ->
         if default is None or default == "???":
             hint = _NULL_DEFAULT[key] | None if key in _NULL_DEFAULT else Any
         else:
-            hint = _KINDS.get(key, _kind(default))
+            hint = _KINDS.get(key, _kind(default, exact="." not in key))
         _check(key, value, hint, default)
 
 
 def _check(key: str, value: Any, hint: Any, default: Any) -> None:
-    name = key.rpartition(".")[2]
     if not fits(value, hint):
         number = fits("", hint) and fits(value, float)
         quotes = f"; a number as text goes into quotes: '{key}=\"{value}\"'" if number else ""
         raise UserError(f"{key}={_shown(value)}: wanted is {_words(hint)}{_example(key, default)}{quotes}")
-    if name in _LEAST and isinstance(value, int | float) and value < _LEAST[name]:
-        raise UserError(f"{key}={value}: allowed are {_LEAST[name]} and more{_example(key, default)}")
+    low, high = _RANGES.get(key.rpartition(".")[2], (-_MANY, _MANY))
+    if isinstance(value, int | float) and not low <= value <= high:
+        allowed = f"{low} and more" if high == _MANY else f"{low} to {high}"
+        raise UserError(f"{key}={value}: allowed are {allowed}{_example(key, default)}")
 
 
 def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -106,15 +117,15 @@ def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: s
             yield f"{prefix}{name}", value, default
 
 
-def check_arguments(made: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> None:
+def check_arguments(made: Any, name: str, settings: Mapping[str, Any]) -> None:
     """Check the keyword arguments `settings` against the signature of `made`; `name` is what the user knows it by.
 
     Raises:
-        UserError: a setting that it does not take, or one of another kind than annotated.
+        UserError: a setting that it does not take, a value of another kind than annotated, or out of range.
     """
     known = [p for p in inspect.signature(made).parameters if p not in ("self", "spec")]
     try:
-        hints = get_type_hints(made.__init__ if isinstance(made, type) else made)
+        hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
     except (NameError, TypeError):  # names that only type checkers import
         hints = {}
     for key, value in settings.items():
@@ -146,11 +157,13 @@ def fits(value: Any, hint: Any) -> bool:
     return not args or all(fits(item, args[0]) or (fits("", args[0]) and fits(item, float)) for item in value)
 
 
-def _kind(default: Any) -> Any:
-    """The annotation that a default stands for."""
+def _kind(default: Any, *, exact: bool) -> Any:
+    """The annotation that a default stands for; not `exact`: 1 may be a default for any number."""
+    whole = int if exact else float
     if not isinstance(default, list):
-        return dict if isinstance(default, Mapping) else type(default)
-    return next((list[kind] for kind in (int, float, str) if default and all(fits(v, kind) for v in default)), list)  # type: ignore[valid-type]
+        return dict if isinstance(default, Mapping) else whole if fits(default, int) else type(default)
+    kinds = (kind for kind in (whole, float, str) if default and all(fits(item, kind) for item in default))
+    return next((list[kind] for kind in kinds), list)  # type: ignore[valid-type]
 
 
 def _example(key: str, default: Any) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vfmadapt._state import load_state
 from vfmadapt.contracts import DataSpec, Head
 from vfmadapt.errors import UserError
-from vfmadapt.host import AdaptedBackbone, load_state
+from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel, normalise
 
 

@@ -58,9 +58,11 @@ def overheads(cfg: "DictConfig") -> dict[str, Any]:
         image = torch.randn(int(cfg.batch), 3, int(cfg.size), int(cfg.size))
         found: dict[str, Any] = {}
         log.info("%-18s%10s%10s%10s", "relative to bare", "forward", "step", "memory")
+        bare = _model("frozen", cfg)
         for name in chosen:
+            gc.collect()  # hooks and backbone refer to each other
             try:
-                found[name] = _cost(name, cfg, image)
+                found[name] = _cost(name, bare, cfg, image)
             except UserError as error:
                 found[name] = {"refused": str(error)}
                 log.info("%-18srefused: %s", name, error)
@@ -84,8 +86,8 @@ def _model(name: str, cfg: Any) -> AdaptedBackbone:
     return AdaptedBackbone(frozen, {"main": adapter(entry("adapter", name), frozen)})
 
 
-def _cost(name: str, cfg: Any, image: Tensor) -> dict[str, Any]:
-    bare, model = _model("frozen", cfg), _model(name, cfg).train()
+def _cost(name: str, bare: AdaptedBackbone, cfg: Any, image: Tensor) -> dict[str, Any]:
+    model = _model(name, cfg).train()
     model.initialise([image])
     probe = torch.nn.Linear(bare.spec.dims[-1], 8)
     runs = {
@@ -104,7 +106,6 @@ def _cost(name: str, cfg: Any, image: Tensor) -> dict[str, Any]:
         cost[key] = round(median(taken[1]) / median(taken[0]), 3)
     cost["memory"] = round(_memory(model, probe, image) / _memory(bare, probe, image), 3)
     cost["params"] = sum(p.numel() for p in model.trainable_parameters())
-    gc.collect()
     return cost
 
 

@@ -139,6 +139,11 @@ def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
     if config["backbone"].get("train_patch_embed"):
         from vfmadapt.adapters.owned import TrainedTensors
 
+        if isinstance(made["main"], TrainedTensors):
+            raise UserError(
+                f"backbone.train_patch_embed=true: {type(made['main']).__name__} trains frozen tensors already; "
+                "leave it false"
+            )
         made["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
     return made
 

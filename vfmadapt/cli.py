@@ -6,6 +6,7 @@ status 2, where Hydra alone would exit with 1 and a traceback.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -74,11 +75,12 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     if tool in POSITIONAL and args and "=" not in args[0] and not args[0].startswith("-"):
         args[0] = f"{POSITIONAL[tool]}={args[0]}"
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if _speaks() else logging.WARNING, format="%(message)s")
     logging.getLogger("timm").setLevel(logging.WARNING)  # tells of every weights file
     try:
-        if all("=" in a for a in args):  # flags (--help, -m sweeps) are Hydra's own business
-            compose(tool, args)
+        if not _sweeps(args):
+            flags = any(a.startswith("-") for a in args)  # --cfg job: "job" is no override
+            compose(tool, [a for a in args if "=" in a and a[0] != "-"] if flags else args)
         _hydra(tool, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,19 +91,34 @@ def run(tool: str, argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _speaks() -> bool:
+    """Of the processes of a distributed training only the first talks to the user."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _sweeps(args: Sequence[str]) -> bool:
+    return not {"-m", "--multirun"}.isdisjoint(args)
+
+
 def _hydra(tool: str, args: Sequence[str]) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    before = sys.argv
 
     def job(cfg: Any) -> None:
+        sys.argv = before  # what a distributed training starts its other processes with
         try:
+            if _sweeps(args):  # each job has values of its own
+                compose(tool, HydraConfig.get().overrides.task)
             result = import_module(f"vfmadapt.{tool}").main(cfg)
         except UserError as error:  # as SystemExit, because Hydra turns any Exception into status 1
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(USER_ERROR) from None
-        if cfg.get("format") == "json":
+        if cfg.get("format") == "json" and _speaks():
             print(json.dumps(result), flush=True)
 
-    before, sys.argv = sys.argv, [tool, *args]
+    sys.argv = [tool, *args]
     try:
         hydra.main(version_base="1.3", config_path="pkg://vfmadapt.conf", config_name=tool)(job)()
     finally:

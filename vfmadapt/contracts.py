@@ -222,6 +222,18 @@ class OnWeight:
 
 
 @dataclass(frozen=True)
+class Instead:
+    """y <- fn(x) in place of what the module of a role computes: fn computes that part, too.
+
+    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once.
+    """
+
+    role: str
+    index: int
+    fn: TokenFn
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Prompt tokens (n, C) or (B, n, C) after the prefix tokens at the input of block `index`.
 
@@ -248,7 +260,7 @@ class Owned:
     tensors: Mapping[str, nn.Parameter]
 
 
-Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Prompts | OnImage | Owned
+Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | OnImage | Owned
 
 
 class Merger(Protocol):
@@ -256,6 +268,14 @@ class Merger(Protocol):
 
     def place(self, role: str, index: int) -> Place:
         """The module of a role in the copy that is merged into."""
+        ...
+
+    def weight(self, role: str, index: int) -> Tensor:
+        """The weight of a layer at present, (out, in) where it is linear."""
+        ...
+
+    def bias(self, role: str, index: int) -> Tensor:
+        """The bias (out,) that a layer itself adds: zeros where it has none."""
         ...
 
     def add(self, role: str, index: int, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
@@ -277,6 +297,9 @@ class Adapter(nn.Module):
     unmergeable: str = "it is not linear in the frozen weights"
     """Why `merge` is refused; "" where the method implements it."""
 
+    hint: str = ""
+    """A line for who trains it with labels, where another tool may be what is meant."""
+
     forwards_per_step: int = 1
     """Forwards of each batch in a training step: 1, or 2 where the method compares them (`consistency`)."""
 
@@ -291,7 +314,10 @@ class Adapter(nn.Module):
         """Undo what `bind` changed in the backbone, if anything; called when the adapter is taken off."""
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
-        """Data-driven start: normalised images (B, bands, H, W); called once before training where it is overridden."""
+        """Data-driven start: normalised images (B, bands, H, W); called once before training where it is overridden.
+
+        All adapters are off meanwhile, so that the backbone of `bind` can be called by itself.
+        """
 
     def aux_loss(self) -> Tensor | None:
         """A loss on the adapter's own weights, or None; losses on activations come from `OnLinear(loss=True)`."""
@@ -304,13 +330,17 @@ class Adapter(nn.Module):
     def after_step(self, step: int, total: int) -> None:
         """Called after optimiser step `step` of `total`."""
 
+    def training_state(self) -> Mapping[str, Tensor]:
+        """What a resumed training needs beside the state dict (running averages): kept in checkpoints, in no file."""
+        return {}
+
     def merge(self, into: Merger) -> None:
         """Fold the method into plain weights; only where `unmergeable` is ""."""
         raise NotImplementedError  # abstract
 
     @property
     def trains_nothing(self) -> bool:
-        """True only for the control without an adapter."""
+        """True only for the control without an adapter, and for one whose weights are fixed codes by now."""
         return False
 
 

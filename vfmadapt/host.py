@@ -1,68 +1,28 @@
 """The host: a frozen backbone with adapters hooked in."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from vfmadapt._hooks import Hooks, Pass
+from vfmadapt._sites import check_batchable, describe, first_block, prompt_count
+from vfmadapt._state import load_state, swap
 from vfmadapt.contracts import (
     Adapter,
-    AfterBlock,
     Backbone,
     BackboneSpec,
     Features,
     OnImage,
-    OnInput,
-    OnLinear,
-    OnOutput,
-    OnWeight,
     Owned,
-    ParallelMLP,
-    Place,
-    Prompts,
     Site,
 )
 from vfmadapt.errors import UserError
 from vfmadapt.merging import Merging
-
-Key = tuple[str, int]
-"""An adapter's name and the number of its site."""
-
-
-@dataclass
-class Pass:
-    """State of one forward: nothing of it outlives the forward but the auxiliary losses."""
-
-    grid: tuple[int, int]
-    routes: Mapping[str, tuple[int, int]] | None = None  # by adapter: its samples, (first, last + 1) of `samples`
-    samples: int = 0
-    copies: int = 1  # of the image in the batch, from block `shared` on
-    shared: int = 0
-    contexts: dict[str, Any] = field(default_factory=dict)  # by adapter: what OnImage made
-    residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
-    prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts
-    losses: list[Tensor] = field(default_factory=list)
-
-
-class _Running(AbstractContextManager[None]):
-    """While entered, the host is in the forward `state`; re-entrant, since checkpointing may compute a block twice."""
-
-    def __init__(self, host: "AdaptedBackbone", state: Pass) -> None:
-        self.host, self.state = host, state
-        self.before: list[Pass | None] = []
-
-    def __enter__(self) -> None:
-        self.before.append(self.host.current)
-        self.host.current = self.state
-
-    def __exit__(self, *_: object) -> None:
-        self.host.current = self.before.pop()
 
 
 class AdaptedBackbone(nn.Module):
@@ -89,15 +49,11 @@ class AdaptedBackbone(nn.Module):
         self.backbone: Any = backbone.requires_grad_(False)
         self.adapters = nn.ModuleDict()
         self.config = dict(config or {})
-        self.active: tuple[str, ...] = ()
-        self.current: Pass | None = None
+        self._hooks = Hooks(self.backbone)
         self._losses: list[Tensor] = []
-        self._handles: dict[str, list[RemovableHandle]] = {}
         self._sites: dict[str, list[Site]] = {}
         self._frozen: dict[str, nn.Parameter] = {}
-        self._weights: dict[nn.Module, list[tuple[Key, OnWeight, Place]]] = {}
-        self._fired: set[Key] | None = None
-        self.backbone.recompute_context = self._resume  # type: ignore[assignment]  # mypy takes module attributes for tensors
+        self.backbone.recompute_context = self._hooks.resume  # type: ignore[assignment]  # mypy takes module attributes for tensors
         for name, adapter in adapters.items():
             self._attach(name, adapter)
         self.use(*adapters)
@@ -109,6 +65,11 @@ class AdaptedBackbone(nn.Module):
         return {**self.__dict__, "_losses": []}
 
     @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the adapters in use."""
+        return self._hooks.active
+
+    @property
     def spec(self) -> BackboneSpec:
         """The frozen backbone's spec."""
         return self.backbone.spec
@@ -118,14 +79,14 @@ class AdaptedBackbone(nn.Module):
         return self._forward(image, layers, Pass(self.backbone.grid_size(*image.shape[-2:])))
 
     def _forward(self, image: Tensor, layers: Sequence[int], state: Pass) -> Features:
-        with _Running(self, state):
+        with self._hooks.running(state):
             for name in self.active:
                 rows = state.routes.get(name, (0, 0)) if state.routes is not None and state.copies == 1 else None
                 for site in self._sites[name]:
                     if isinstance(site, OnImage):
                         state.contexts[name] = site.fn(image if rows is None else image[slice(*rows)])
             features: Features = self.backbone(image, layers)
-        self._losses = state.losses
+        self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
         return features
 
     @torch.no_grad()
@@ -144,8 +105,9 @@ class AdaptedBackbone(nn.Module):
         batch, copies = image.shape[0], len(groups)
         routes = {name: (k * batch, (k + 1) * batch) for k, group in enumerate(groups) for name in group}
         shared = min((first_block(self._sites[name]) for group in groups for name in group), default=0)
-        state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies, shared)
-        handle = self.backbone.blocks()[shared].register_forward_pre_hook(partial(_repeat, copies), prepend=True)
+        state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies)
+        first = self.backbone.place("patch_embed", 0).module if shared < 0 else self.backbone.blocks()[shared]
+        handle = first.register_forward_pre_hook(partial(_repeat, copies), prepend=True)
         try:
             features = self._forward(image, layers, state)
         finally:
@@ -209,7 +171,7 @@ class AdaptedBackbone(nn.Module):
         for sites, sign in ((self._active_sites(self.active), -1), (self._active_sites(names), 1)):
             if count := prompt_count(sites):
                 self.backbone.widen_prefix(sign * count)
-        self.active = names
+        self._hooks.active = names
         for site in self._active_sites(names):
             if isinstance(site, Owned):
                 for key, parameter in site.tensors.items():
@@ -227,6 +189,11 @@ class AdaptedBackbone(nn.Module):
         """The inverse of `adapter_state`; raises UserError unless keys and shapes are the same."""
         load_state(self.adapter_state(), state)
 
+    def training_state(self) -> dict[str, Tensor]:
+        """The adapters' own tensors that only a resumed training needs: `NAME.KEY`; `load_state` copies into them."""
+        names = zip(self.adapters, self._each(), strict=True)
+        return {f"{name}.{key}": tensor for name, a in names for key, tensor in a.training_state().items()}
+
     def aux_loss(self) -> Tensor | None:
         """Sum of the active adapters' auxiliary losses, those of the last forward included, or None."""
         own = [loss for a in self.active_adapters() if (loss := a.aux_loss()) is not None]
@@ -239,24 +206,24 @@ class AdaptedBackbone(nn.Module):
             adapter.after_step(step, total)
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
-        """Give the adapters that start from data normalised images (B, bands, H, W)."""
-        for adapter in self.active_adapters():
-            if type(adapter).initialise is not Adapter.initialise:
-                adapter.initialise(batches)
+        """Give the adapters that start from data (`from_data`) normalised images (B, bands, H, W), all adapters off."""
+        before, waiting = self.active, list(self.from_data())
+        self.use()
+        for adapter in waiting:
+            adapter.initialise(batches)
+        self.use(*before)
+
+    def from_data(self) -> Iterator[Adapter]:
+        """The active adapters with a data-driven start."""
+        return (a for a in self.active_adapters() if type(a).initialise is not Adapter.initialise)
 
     def detach(self) -> Backbone:
         """Take the adapters off and give back the frozen backbone, bit for bit as it was."""
         self.use()
-        for handles in self._handles.values():
-            for handle in handles:
-                handle.remove()
-        for module in self._weights:
-            del module.forward
+        self._hooks.remove()
         for adapter in self._each():
             adapter.release(self.backbone)
-        self._handles.clear()
-        self._weights.clear()
-        self.backbone.recompute_context = nullcontext  # type: ignore[assignment]
+        self.backbone.recompute_context = nullcontext
         return self.backbone
 
     def merge(self) -> nn.Module:
@@ -300,178 +267,11 @@ class AdaptedBackbone(nn.Module):
     def _active_sites(self, names: Iterable[str]) -> list[Site]:
         return [site for name in names for site in self._sites[name]]
 
-    # --- attaching -------------------------------------------------------------------------------------------------
-
     def _attach(self, name: str, adapter: Adapter) -> None:
         adapter.bind(self.backbone)
         self.adapters[name] = adapter
-        self._handles[name], self._sites[name] = [], list(adapter.sites())
-        captured: set[int] = set()
-        for number, site in enumerate(self._sites[name]):
-            key = (name, number)
-            if isinstance(site, OnImage | Owned):
-                continue
-            if isinstance(site, ParallelMLP) and site.index not in captured:
-                captured.add(site.index)
-                norm = self.backbone.place("norm2", site.index).module
-                hook = partial(self._capture, name, site.index)
-                self._handles[name].append(norm.register_forward_pre_hook(hook))
-            self._hook(key, site)
-
-    def _hook(self, key: Key, site: Site) -> None:
-        handles, blocks = self._handles[key[0]], self.backbone.blocks()
-        if isinstance(site, AfterBlock):
-            hook = partial(self._after_block, key, site)
-            handles.append(blocks[site.index].register_forward_hook(hook))
-        elif isinstance(site, ParallelMLP):
-            handles.append(blocks[site.index].register_forward_hook(partial(self._parallel, key, site)))
-        elif isinstance(site, Prompts):
-            block = blocks[site.index]
-            handles.append(block.register_forward_pre_hook(partial(self._insert, key, site)))
-            handles.append(block.register_forward_hook(partial(self._take_out, key, site), prepend=True))
-        elif isinstance(site, OnLinear | OnInput | OnOutput | OnWeight):
-            place = self.backbone.place(site.role, site.index)
-            if isinstance(site, OnLinear):
-                handles.append(place.module.register_forward_hook(partial(self._add, key, site, place)))
-            elif isinstance(site, OnOutput):
-                handles.append(place.module.register_forward_hook(partial(self._output, key, site, place)))
-            elif isinstance(site, OnInput):
-                handles.append(place.module.register_forward_pre_hook(partial(self._input, key, site)))
-            else:
-                self._weights.setdefault(place.module, []).append((key, site, place))
-                place.module.forward = partial(self._weighted, place.module)
-        else:
-            raise TypeError(f"adapter {key[0]}: unknown site {site!r}")
-
-    # --- hooks: each returns None (nothing changes) while its adapter is switched off ---------------------------------
-
-    def _on(self, key: Key) -> Pass | None:
-        """The running forward if the adapter is active in it."""
-        if key[0] not in self.active:
-            return None
-        if self.current is None:
-            raise RuntimeError("call the AdaptedBackbone, not the backbone inside it (or detach() it first)")
-        if self.current.routes is not None and key[0] not in self.current.routes:
-            return None
-        if self._fired is not None:
-            self._fired.add(key)
-        return self.current
-
-    def _change(self, state: Pass, name: str, fn: Callable[..., Tensor], old: Tensor, *like: Tensor) -> Tensor:
-        """fn(old, *like) on the rows of the batch that are the adapter's (all of them without routes)."""
-        if state.routes is None:
-            return fn(old, *like)
-        first, last = (
-            bound * old.shape[0] // state.samples for bound in state.routes[name]
-        )  # windows: several rows each
-        rows = fn(old[first:last], *(x[first:last] for x in like))
-        return torch.cat([old[:first], rows, old[last:]])
-
-    def _after_block(self, key: Key, site: AfterBlock, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
-        if (state := self._on(key)) is None:
-            return None
-        extra = (state.contexts[key[0]],) if site.context else ()
-
-        def act(tokens: Tensor) -> Tensor:
-            prefix, grid = self.backbone.split(tokens, state.grid)
-            return self.backbone.join(prefix, site.fn(grid, *extra))
-
-        return self._change(state, key[0], act, tokens)
-
-    def _capture(self, name: str, index: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if name in self.active and self.current is not None:
-            self.current.residuals[index] = args[0]
-
-    def _parallel(self, key: Key, site: ParallelMLP, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
-        if (state := self._on(key)) is None:
-            return None
-        stream = state.residuals[site.index]
-        if stream.ndim == 3 and tokens.ndim == 3 and stream.shape[1] > tokens.shape[1]:  # prompts are in it
-            prefix, extra = self.spec.prefix_tokens, stream.shape[1] - tokens.shape[1]
-            stream = torch.cat([stream[:, :prefix], stream[:, prefix + extra :]], dim=1)
-        stream = stream.reshape(tokens.shape)
-        return self._change(state, key[0], lambda old, h: old + site.fn(h), tokens, stream)
-
-    def _add(self, key: Key, site: OnLinear, place: Place, _module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
-        if (state := self._on(key)) is None:
-            return None
-        return self._change(state, key[0], partial(self._plus, site, place, state), y, args[0])
-
-    def _plus(self, site: OnLinear, place: Place, state: Pass, y: Tensor, x: Tensor) -> Tensor:
-        delta = self._spatial(site, x, state) if site.spatial and x.ndim == 3 else self._delta(site, x, state)
-        if place.rows is None:
-            return y + delta
-        return F.pad(delta, (place.rows[0], y.shape[-1] - place.rows[1])).add_(y)
-
-    def _delta(self, site: OnLinear, x: Tensor, state: Pass) -> Tensor:
-        if not site.loss:
-            delta: Tensor = site.fn(x)
-            return delta
-        delta, loss = site.fn(x)
-        if loss is not None:
-            state.losses.append(loss)
-        return delta
-
-    def _spatial(self, site: OnLinear, x: Tensor, state: Pass) -> Tensor:
-        """Tokens (B, N, C), the last h*w of them a grid."""
-        cells = state.grid[0] * state.grid[1]
-        prefix, grid = x[:, : x.shape[1] - cells], x[:, x.shape[1] - cells :].unflatten(1, state.grid)
-        delta = self._delta(site, grid, state).flatten(1, 2)
-        if not prefix.shape[1]:
-            return delta
-        first = (
-            site.prefix_fn(prefix)
-            if site.prefix_fn is not None
-            else delta.new_zeros(*prefix.shape[:2], delta.shape[-1])
-        )
-        return torch.cat([first, delta], dim=1)
-
-    def _output(self, key: Key, site: OnOutput, place: Place, _module: nn.Module, _args: Any, y: Any) -> Tensor | None:
-        if (state := self._on(key)) is None:
-            return None
-        if place.rows is None:
-            return self._change(state, key[0], site.fn, y)
-        before, mine, after = y.split([place.rows[0], place.rows[1] - place.rows[0], y.shape[-1] - place.rows[1]], -1)
-        return torch.cat([before, self._change(state, key[0], site.fn, mine), after], dim=-1)
-
-    def _input(self, key: Key, site: OnInput, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if (state := self._on(key)) is None:
-            return None
-        return (self._change(state, key[0], site.fn, args[0]), *args[1:])
-
-    def _weighted(self, module: Any, x: Tensor) -> Tensor:
-        weight: Tensor = module.weight
-        for key, site, place in self._weights[module]:
-            if self._on(key) is None:
-                continue
-            if place.rows is None:
-                weight = site.fn(weight)
-            else:
-                first, last = place.rows
-                weight = torch.cat([weight[:first], site.fn(weight[first:last]), weight[last:]])
-        return F.linear(x, weight, module.bias)
-
-    def _insert(self, key: Key, site: Prompts, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if (state := self._on(key)) is None:
-            return None
-        tokens, prefix = args[0], self.spec.prefix_tokens
-        prompts = site.fn(state.prompts.get((key[0], site.index - 1)))
-        prompts = prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return (torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1), *args[1:])
-
-    def _take_out(self, key: Key, site: Prompts, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
-        if (state := self._on(key)) is None:
-            return None
-        first = self.spec.prefix_tokens
-        state.prompts[key[0], site.index] = tokens[:, first : first + site.count]
-        return torch.cat([tokens[:, :first], tokens[:, first + site.count :]], dim=1)
-
-    def _resume(self) -> AbstractContextManager[None]:
-        """The context in which a checkpointed block is computed again, after the forward's own has ended."""
-        assert self.current is not None
-        return _Running(self, self.current)
-
-    # --- checks ------------------------------------------------------------------------------------------------------
+        self._sites[name] = list(adapter.sites())
+        self._hooks.attach(name, self._sites[name])
 
     def _check(self, *names: str) -> None:
         """One dry forward: every declared site must be called, and something must be trainable."""
@@ -483,16 +283,16 @@ class AdaptedBackbone(nn.Module):
         if like.device.type == "meta":
             return
         image = torch.zeros(1, self.spec.bands, side, side + side // 2, device=like.device, dtype=like.dtype)
-        self._fired = set()
+        self._hooks.fired = set()
         with torch.no_grad(), self._evaluating():
             self(image, [self.spec.depth - 1])
-        fired, self._fired, self._losses = self._fired, None, []
+        fired, self._hooks.fired, self._losses = self._hooks.fired, None, []
         for name in names:
             declared = [i for i, s in enumerate(self._sites[name]) if not isinstance(s, OnImage | Owned)]
             if missed := [i for i in declared if (name, i) not in fired]:
                 raise UserError(
                     f"adapter {name}: {len(missed)} of {len(declared)} sites are never called by {self.spec.name}, "
-                    f"the first is {_describe(self._sites[name][missed[0]])}; this pair does not work together"
+                    f"the first is {describe(self._sites[name][missed[0]])}; this pair does not work together"
                 )
 
     @contextmanager
@@ -503,21 +303,6 @@ class AdaptedBackbone(nn.Module):
         self.train(was)
 
 
-def check_batchable(name: str, sites: Iterable[Site]) -> None:
-    """Raises UserError unless the adapter leaves weights and sequence length alone, so that it can act on some rows."""
-    for site in sites:
-        if isinstance(site, Owned | OnWeight | Prompts):
-            what = "changes the sequence's length" if isinstance(site, Prompts) else "changes the frozen weights"
-            raise UserError(
-                f"adapter {name} {what}, so it cannot share a batch with others: run it by itself with use()"
-            )
-
-
-def first_block(sites: Iterable[Site]) -> int:
-    """The first block on which an adapter acts; what lies before is the frozen backbone's alone."""
-    return min((getattr(site, "index", 0) for site in sites if not isinstance(site, OnImage)), default=0)
-
-
 def _whole(tensor: Tensor, samples: int) -> Tensor:
     """Features from before the batch was repeated serve every copy."""
     return tensor.repeat(samples // tensor.shape[0], *(1,) * (tensor.ndim - 1))
@@ -525,40 +310,3 @@ def _whole(tensor: Tensor, samples: int) -> Tensor:
 
 def _repeat(copies: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].repeat(copies, *(1,) * (args[0].ndim - 1)), *args[1:])
-
-
-def prompt_count(sites: Iterable[Site]) -> int:
-    """Prompt tokens that attention sees at once."""
-    return max((site.count for site in sites if isinstance(site, Prompts)), default=0)
-
-
-def _describe(site: Site) -> str:
-    role, index = getattr(site, "role", ""), getattr(site, "index", "")
-    return " ".join(filter(None, [type(site).__name__, role, f"at block {index}" if index != "" else ""]))
-
-
-def load_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into the tensors `own`; raises UserError unless keys and shapes are the same."""
-    if wrong := sorted(own.keys() ^ state.keys()):
-        raise UserError(
-            f"the adapter file does not fit: {len(own.keys() - state.keys())} tensors missing, "
-            f"{len(state.keys() - own.keys())} unknown, first {wrong[0]}"
-        )
-    for key, tensor in own.items():
-        if tensor.shape != state[key].shape:
-            raise UserError(
-                f"the adapter file does not fit: {key} is {tuple(state[key].shape)}, needed {tuple(tensor.shape)}"
-            )
-        with torch.no_grad():
-            tensor.copy_(state[key])
-
-
-def swap(module: nn.Module, name: str, new: nn.Parameter) -> nn.Parameter:
-    """Put `new` in the place of the parameter `name` and return what was there."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    old = getattr(owner, leaf)
-    if old.shape != new.shape:
-        raise ValueError(f"{name} has the shape {tuple(old.shape)}, its trained copy {tuple(new.shape)}")
-    owner.register_parameter(leaf, new)
-    return old

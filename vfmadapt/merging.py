@@ -40,13 +40,18 @@ class Merging:
             for target, part in self._biases(place, role, index, bias):
                 target.copy_(part)
 
-    def bias(self, role: str, index: int) -> Tensor:
-        """The bias (out,) of a layer as it acts: zeros where it has none."""
+    def weight(self, role: str, index: int) -> Tensor:
+        """The weight of a layer, (out, in) where it is linear."""
         place = self.place(role, index)
-        weight = _parameter(place.module, "weight")
-        whole = weight.new_zeros(weight.shape[0])
-        for target, rows in _bias_parts(self._backbone, place, role, index):
-            whole[rows] = target
+        rows = slice(*place.rows) if place.rows is not None else slice(None)
+        return _parameter(place.module, "weight")[rows]
+
+    def bias(self, role: str, index: int) -> Tensor:
+        """The bias (out,) that a layer itself adds: zeros where it has none."""
+        place = self.place(role, index)
+        found = getattr(_layer(place.module), "bias", None)
+        whole = _parameter(place.module, "weight").new_zeros(_parameter(place.module, "weight").shape[0])
+        whole = whole if found is None else found.data
         return whole[slice(*place.rows)] if place.rows is not None else whole
 
     def replace(self, name: str, tensor: Tensor) -> None:
@@ -77,15 +82,20 @@ class Merging:
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor:
-    found = getattr(module, name)
+    found = getattr(_layer(module), name)
     assert isinstance(found, Tensor)
     return found.data
+
+
+def _layer(module: nn.Module) -> nn.Module:
+    """The module that holds the weight: the last one inside, where a patch embedding wraps its convolution."""
+    return [m for m in module.modules() if getattr(m, "weight", None) is not None][-1]
 
 
 def _bias_parts(backbone: Backbone, place: Place, role: str, index: int) -> list[tuple[Tensor, slice]]:
     """The tensors that make up a module's bias and the rows that each covers (timm's Eva keeps q's and v's apart)."""
     length = _parameter(place.module, "weight").shape[0]
-    if getattr(place.module, "bias", None) is not None:
+    if getattr(_layer(place.module), "bias", None) is not None:
         return [(_parameter(place.module, "bias"), slice(0, length))]
     attention = backbone.place("attn", index).module if role in ("q", "k", "v", "qkv") else None
     third = length // 3

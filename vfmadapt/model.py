@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vfmadapt._state import load_state
 from vfmadapt.contracts import DataSpec, Head
 from vfmadapt.errors import UserError
-from vfmadapt.host import AdaptedBackbone, load_state
+from vfmadapt.host import AdaptedBackbone
 
 
 def normalise(image: Tensor, valid: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:

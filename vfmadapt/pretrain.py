@@ -59,13 +59,17 @@ def build_trainer(cfg: "DictConfig") -> Trainer:
     plan = Plan(**{**cfg.plan, "sizes": tuple(cfg.plan.sizes)}, seed=cfg.seed, steps=cfg.steps, minutes=cfg.minutes)
     if cfg.objective != "mae":
         raise UserError(f"objective={cfg.objective}: only mae is known")
+    if cfg.decoder.dim < 1 or cfg.decoder.dim % 4 or cfg.decoder.dim % cfg.decoder.heads:
+        raise UserError(
+            f"decoder.dim={cfg.decoder.dim} decoder.heads={cfg.decoder.heads}: dim is a multiple of 4 and of heads"
+        )
     pool = instantiate(cfg.pool, packages=("vfmadapt.datasets.",))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = MaskedAutoencoder(MaskedViT(instantiate(cfg.net)), **cfg.decoder)
-    wrong = [s for s in plan.sizes if s % model.patch]
-    if wrong:
-        raise UserError(f"plan.sizes={list(plan.sizes)}: {wrong[0]} is no multiple of the patch ({model.patch})")
+    if not plan.sizes or (wrong := [s for s in plan.sizes if s % model.patch or s < 1]):
+        which = f"{wrong[0]} is no multiple" if plan.sizes else "give some multiples"
+        raise UserError(f"plan.sizes={list(plan.sizes)}: {which} of the patch ({model.patch})")
     if not 1 <= cfg.workers <= plan.shards:
         raise UserError(f"workers={cfg.workers}: 1 to {plan.shards} (plan.shards) processes can share the work")
     return Trainer(model, pool, plan, cache(lambda cells: sincos_positions(cells, cells, model.dim)))

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from vfmadapt._settings import check_arguments
 from vfmadapt.build import compose, plain
+from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
+
+SMALLEST = 8  # pixels of a scene's side: slopes and shadows need neighbours
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
@@ -23,6 +26,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     from vfmadapt import predict, train
 
     check_arguments(_write_scene, "scene", plain(cfg.scene))
+    if min(cfg.scene.size) < SMALLEST:
+        raise UserError(f"scene.size={list(cfg.scene.size)}: a scene has at least {SMALLEST} pixels on each side")
     start, output = time.perf_counter(), Path(cfg.output)
     common = ["task=cloudseg", f"data_root={cfg.data_root}", f"seed={cfg.seed}", *cfg.train]
     runs = {}

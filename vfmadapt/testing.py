@@ -14,6 +14,7 @@ _VIT: Mapping[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 BACKBONES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "no_prefix": ("vit_tiny_patch16_224", {**_VIT, "class_token": False, "global_pool": "avg"}),
     "vit": ("vit_tiny_patch16_224", _VIT),
+    "two_blocks": ("vit_tiny_patch16_224", {**_VIT, "depth": 2}),
     "dinov2_reg": ("vit_small_patch14_reg4_dinov2", _VIT),
     "clip": ("vit_base_patch16_clip_224.openai", _VIT),
     "dinov3": ("vit_small_patch16_dinov3", _VIT),

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+START_BATCHES = 8
+"""Batches shown to adapters that start from data: with the default crops 2048 tokens or more."""
+
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
     """Train adapter and head, measure them on the test split, and write everything into the run folder.
@@ -32,7 +36,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     Returns:
         "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`),
         "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
-        "previews".
+        "previews" (of several processes only the first writes, and gives the paths of, adapter file and previews).
 
     Raises:
         UserError: an impossible setting, nothing to resume from, a loss that is not finite.
@@ -45,7 +49,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source.prepare()
     from lightning.pytorch import seed_everything
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips: our own lines say what matters
+    for part in ("pytorch", "fabric"):  # devices and tips: our own lines say what matters
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
     task: SegmentationTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
@@ -53,25 +58,32 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
+    for adapter in model.backbone.active_adapters():
+        if adapter.hint:
+            log.info("note: %s", adapter.hint)
     start = time.perf_counter()
+    if resumed is None:
+        start_from_data(trainer, task, data)
     fit(trainer, task, data, resumed)
     seconds = time.perf_counter() - start
     _load_best(trainer, task)
     result = {
         **measure(trainer, task, data),
-        **_write(cfg, task, data, run),
         "trainable": trainable,
         "train_seconds": round(seconds, 1),
         "steps": trainer.global_step,
         "run": str(run),
     }
-    (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    if trainer.is_global_zero:  # the processes of a distributed run hold the same weights and counts: one writes
+        result |= _write(cfg, task, data, run)
+        (run / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 def run_folder(cfg: "DictConfig") -> Path:
-    """`cfg.output`, by default runs/train/TASK-ADAPTER (the adapter by the name of its module)."""
-    return Path(cfg.output or Path("runs") / "train" / f"{cfg.task.name}-{cfg.adapter._target_.split('.')[-2]}")
+    """`cfg.output`, by default runs/train/TASK-ADAPTER (the adapter by PEFT's name for it, or that of its module)."""
+    adapter = cfg.adapter.get("tuner") or cfg.adapter._target_.split(".")[-2]
+    return Path(cfg.output or Path("runs") / "train" / f"{cfg.task.name}-{adapter}")
 
 
 def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
@@ -93,10 +105,14 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     from vfmadapt.tasks.data import SegmentationData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
-    crop = loader.pop("crop")
-    check_arguments(Augment, "augment", changes)
-    check_arguments(SegmentationData, "loader", loader)
-    augment = Augment(crop=crop, **changes)
+    crop = {"crop": loader.pop("crop")}
+    for made, name, settings in (
+        (Augment, "augment", changes),
+        (Augment, "loader", crop),
+        (SegmentationData, "loader", loader),
+    ):
+        check_arguments(made, name, settings)
+    augment = Augment(**crop, **changes)
     return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
 
 
@@ -143,6 +159,22 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
     if cfg.early_stop is not None:
         callbacks.append(EarlyStopping("val/miou", mode="max", patience=cfg.early_stop))
     return callbacks
+
+
+def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> None:
+    """Show adapters whose start depends on data the first training batches, normalised.
+
+    Before the trainer starts other processes, so that all of them see the same batches.
+    """
+    from vfmadapt.model import normalise
+
+    if not list(task.model.backbone.from_data()):
+        return
+    device = trainer.strategy.root_device
+    model = task.model.to(device)
+    first = list(islice(data.train_dataloader(), START_BATCHES))
+    images = ((batch["image"].to(device), batch["valid"].to(device)) for batch in first)
+    model.backbone.initialise([normalise(image, valid, model.mean, model.std) for image, valid in images])
 
 
 def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", resumed: Path | None) -> None:
@@ -206,6 +238,7 @@ def _quiet() -> Iterator[None]:
             ".*Checkpoint directory.*",  # resume and repeated runs write into the same folder on purpose
             ".*in eval mode at the start of training.*",  # the frozen backbone
             ".*treespec.*",
+            ".*sync_dist=True.*",  # the metrics are of counts that were summed over all processes
         ):
             warnings.filterwarnings("ignore", text)
         yield

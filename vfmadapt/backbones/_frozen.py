@@ -77,6 +77,22 @@ class FrozenNet(nn.Module):
         self.net.eval()
         return self
 
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Cells (h, w) of the first grid for an H x W image."""
+        raise NotImplementedError  # abstract
+
+    def split(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """A block's tokens -> prefix (B, P, C), grid (B, h, w, C)."""
+        raise NotImplementedError  # abstract
+
+    def join(self, prefix: Tensor, grid: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        raise NotImplementedError  # abstract
+
+    def widen_prefix(self, tokens: int) -> None:
+        """Tell the attention that `tokens` more prefix tokens come."""
+        raise NotImplementedError  # abstract
+
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks in order."""
         return list(self.net.blocks)

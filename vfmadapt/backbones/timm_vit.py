@@ -45,6 +45,7 @@ class TimmBackbone(FrozenNet):
             **settings,
         )
         self._patch: int = patch
+        self._frozen_positions = [net.pos_embed]  # in a list, or torch would take it for a second parameter
         self._positions: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = {}
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -100,16 +101,15 @@ class TimmBackbone(FrozenNet):
     def _position(self, grid: tuple[int, int], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Absolute embedding (1, P or 0 + h*w, C) and rotary table; computed once per grid, device and dtype."""
         net = self.net
-        trained = net.pos_embed is not None and net.pos_embed.requires_grad
+        trained = net.pos_embed is not self._frozen_positions[0]  # a trained copy stands in: nothing of it may be kept
         key = (*grid, like.device, like.dtype)
         if key in self._positions and not trained:
             return self._positions[key]
         position = rope = None
-        with torch.set_grad_enabled(trained):
-            if net.pos_embed is not None:
-                position = _resize_positions(net, grid)
-            if getattr(net, "rope", None) is not None:
-                rope = net.rope.get_embed(shape=grid)
+        if net.pos_embed is not None:
+            position = _resize_positions(net, grid)
+        if getattr(net, "rope", None) is not None:
+            rope = net.rope.get_embed(shape=grid)
         if not trained:
             if len(self._positions) >= POSITIONS_KEPT:
                 self._positions.pop(next(iter(self._positions)))

@@ -21,3 +21,8 @@ def vit(state: Mapping[str, Tensor] | None = None, *, final_norm: bool = False, 
 def keep(into: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
     """A forward hook, once `into` is bound: what the module gives is appended there."""
     into.append(output)
+
+
+def give(x: Tensor, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook, once `x` is bound: the module gets it instead of its input."""
+    return (x, *args[1:])

@@ -9,7 +9,7 @@ from vfmadapt.adapters.earth import Bottleneck, Earth, FrequencyMixture
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import Adapter
 from vfmadapt.interop import Strict
-from vfmadapt.testing import vit_spec as fake_spec
+from vfmadapt.testing import vit_spec
 
 
 def load_earth(adapter: Adapter, state: Mapping[str, Tensor]) -> None:
@@ -67,7 +67,7 @@ def replay_earth(golden: Golden) -> dict[str, Tensor]:
     settings, x = golden.settings, golden.inputs["x"]
     number, depth, side = settings["layer"], len(golden.params["scale"]), round((x.shape[1] - 1) ** 0.5)
     adapter = Earth(
-        fake_spec(x.shape[-1], depth), dim=settings["dim"], cutoff_ratio=settings["cutoff_ratio"], fft_layers=[0]
+        vit_spec(x.shape[-1], depth), dim=settings["dim"], cutoff_ratio=settings["cutoff_ratio"], fft_layers=[0]
     )
     layer = adapter.layers[str(number)]
     assert isinstance(layer, Bottleneck | FrequencyMixture)
@@ -79,9 +79,8 @@ def replay_earth(golden: Golden) -> dict[str, Tensor]:
     golden.backward(y)
     found: dict[str, Tensor] = {"output/y": y}
     if isinstance(layer, FrequencyMixture):
-        grads = [p.grad for p in (layer.down, layer.down_bias, layer.up, layer.up_bias)]
-        assert all(g is not None for g in grads)
-        named = _views(*grads, str(number))  # type: ignore[arg-type]
+        down, down_bias, up, up_bias = (p.grad for p in (layer.down, layer.down_bias, layer.up, layer.up_bias))
+        named = _views(down, down_bias, up, up_bias, str(number))  # type: ignore[arg-type]
     else:
         named = [(p.grad, f"mlp_list1.{number}.{n}") for n, p in _published_bottleneck(layer)]  # type: ignore[misc]
     for tensor, key in named:

@@ -5,21 +5,21 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmadapt.adapters._lora import LowRank
 from vfmadapt.adapters.explora import ExPLoRA
 from vfmadapt.check_golden import Golden
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.interop._vit import keep, vit
-from vfmadapt.interop.earth import fake_spec
+from vfmadapt.interop._vit import give, keep, vit
+from vfmadapt.testing import vit_spec
 
 
 def replay_explora_linear(golden: Golden) -> dict[str, Tensor]:
     """One linear layer with its low-rank update."""
     settings, params, x = golden.settings, golden.params, golden.inputs["x"]
     width = (settings["in_features"], settings["out_features"])
-    spec = replace(fake_spec(width[0]), linears={"q": (width,), "v": (width,)})
+    spec = replace(vit_spec(width[0]), linears={"q": (width,), "v": (width,)})
     pair = _pair(ExPLoRA(spec, rank=settings["rank"], unfrozen=()), "q")
     _fill(pair, golden, "")
     y = F.linear(x, params["weight"], params["bias"]) + pair(x)
@@ -44,7 +44,7 @@ def replay_explora_attention(golden: Golden) -> dict[str, Tensor]:
         _fill(_pair(adapter, role), golden, f"{role}_proj.")
     model = AdaptedBackbone(backbone, {"main": adapter})
     outputs: list[Tensor] = []
-    attention.register_forward_pre_hook(partial(_give, x))
+    attention.register_forward_pre_hook(partial(give, x))
     attention.register_forward_hook(partial(keep, outputs))
     model(torch.zeros(len(x), 3, 16, 16 * x.shape[1]), [0])  # as many patches as x has tokens
     golden.backward(outputs[0])
@@ -68,7 +68,3 @@ def _gradients(pair: LowRank, prefix: str) -> dict[str, Tensor]:
     assert pair.down.grad is not None
     assert pair.up.grad is not None
     return {f"grad_param/{prefix}lora_A": pair.down.grad, f"grad_param/{prefix}lora_B": pair.up.grad}
-
-
-def _give(x: Tensor, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (x, *args[1:])

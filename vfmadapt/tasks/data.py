@@ -193,6 +193,11 @@ class SegmentationData(LightningDataModule):
     def _whole(self, split: str) -> DataLoader[Sample]:
         samples = self.samples(split)
         rank, world = _processes()
+        if len(samples) < world:
+            raise UserError(
+                f"{self.source.spec.name}: the {split} split holds {len(samples)} images for {world} processes; "
+                "lower trainer.devices"
+            )
         return self._loader(samples, batch_size=1, sampler=range(rank, len(samples), world))
 
     def _loader(self, samples: Dataset[Sample], **settings: Any) -> DataLoader[Sample]:

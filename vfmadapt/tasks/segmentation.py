@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from vfmadapt._state import load_state
 from vfmadapt.errors import UserError
 from vfmadapt.losses import SegmentationLoss, class_weights
 from vfmadapt.metrics import SegmentationMetrics
@@ -120,16 +121,22 @@ class SegmentationTask(LightningModule):
         self._stepped = self.global_step
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
-        """Loss of a batch, with the adapters' auxiliary losses.
+        """Loss of a batch, with the adapters' auxiliary losses; a second forward where they compare two.
 
         Raises:
             UserError: the loss is not finite; it names the step.
         """
-        parts = self.loss(self.model(batch["image"], batch["valid"]), batch["mask"])
+        logits = self.model(batch["image"], batch["valid"])
+        parts = self.loss(logits, batch["mask"])
         loss: Tensor = parts["loss"]
         if (aux := self.model.backbone.aux_loss()) is not None:
             loss = loss + aux
             self.log("train/aux", aux.detach())
+        if comparing := [a for a in self.model.backbone.active_adapters() if a.forwards_per_step == 2]:
+            again = self.model(batch["image"], batch["valid"])
+            consistency = torch.stack([a.consistency(logits, again) for a in comparing]).sum()
+            loss = loss + consistency
+            self.log("train/consistency", consistency.detach())
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.global_step}: lower task.lr (now {self.lr:g}), "
@@ -173,10 +180,12 @@ class SegmentationTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained: by object, as the model says, not by name."""
         checkpoint["state_dict"] = self.model.adapter_state()
+        checkpoint["training_state"] = self.model.backbone.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what was trained; raises UserError unless it is exactly what this model trains."""
         self.model.load_adapter_state(checkpoint["state_dict"])
+        load_state(self.model.backbone.training_state(), checkpoint["training_state"])
         checkpoint["state_dict"] = {}  # nothing is left for Lightning to load
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
