@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vfmadapt import __version__
-from vfmadapt.contracts import BackboneSpec, ClassSpec, DataSpec
+from vfmadapt.contracts import BackboneSpec, ClassSpec, DataSpec, ValueSpec
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel
@@ -153,4 +153,5 @@ def data_spec(data: Mapping[str, Any]) -> DataSpec:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         ignore_index=data["ignore_index"],
+        values=tuple(ValueSpec(**v) for v in data.get("values", ())),  # a file from before there were any has none
     )
