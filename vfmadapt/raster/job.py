@@ -2,10 +2,11 @@
 
 import errno
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,21 @@ import torch
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.errors import UserError
-from vfmadapt.raster.finishing import FULL, Finisher
+from vfmadapt.raster.finishing import FULL, finish
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, raster_info
 from vfmadapt.raster.merge import Collected, collect, pyramid
 from vfmadapt.raster.pipeline import ahead
 from vfmadapt.raster.plan import LAYERS, Plan
-from vfmadapt.raster.reading import Done, read_rows
+from vfmadapt.raster.reading import Done, TileRow, read_rows, with_units_checked
 from vfmadapt.raster.scoring import Scorer, evaluation
+from vfmadapt.raster.throughput import largest_batch
 from vfmadapt.raster.tiff import read_tags, write_tiff
 from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.write import map_header, publish
 
 _ATTEMPTS = 2  # a read over a network, or a full GPU, may go well the second time
 _MOST_FAILURES = 3  # what fails in three blocks fails in all
-_AT_ONCE = 64  # blocks that are handed to a run; looking whether more are finished takes its time
 
 
 @dataclass
@@ -51,14 +52,45 @@ class Job:
         folder: where blocks lie.
         model: an nn.Module that is a `Segmenter`.
         device: where it runs.
+        maps: plans and folders of several maps of which `plan` says what they have in common; the model gives the
+            logits of all, one after another.
     """
 
-    def __init__(self, plan: Plan, folder: BlockFolder, model: Any, device: torch.device) -> None:
+    at_once = 64  # blocks that are computed in one go; looking whether more are finished takes its time
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: BlockFolder,
+        model: Any,
+        device: torch.device,
+        maps: Sequence[tuple[Plan, BlockFolder]] = (),
+    ) -> None:
         self.plan, self.folder, self._model, self._device = plan, folder, model, device
+        self.maps = list(maps) or [(plan, folder)]
+        self._called = torch.compile(model) if plan.compute["compile"] == "true" else model
+
+    @contextmanager
+    def opened(self, *, auto_batch: bool, restart: bool, part: int | None = None) -> Iterator[None]:
+        """The folders taken up (see `BlockFolder`) and kept from other processes; `auto_batch` settles the batch.
+
+        Of a whole job that fails no empty folder stays.
+        """
+        find = partial(largest_batch, self._model, self.plan, self._device) if auto_batch else None
+        with ExitStack() as stack:
+            for number, (plan, folder) in enumerate(self.maps):
+                stack.enter_context(folder.locked(part))
+                if part is None:
+                    stack.push(partial(_tidy, folder))
+                plan = replace(plan, batch=self.plan.batch)
+                plan = folder.open(plan, restart=restart, shared=part is not None, find_batch=find)
+                self.maps[number], find = (plan, folder), None
+                self.plan = replace(self.plan, batch=plan.batch)
+            yield
 
     def run_block(self, index: int) -> None:
         """Compute one block and write its file; the same bytes whenever and wherever it is done."""
-        for done in self._computed([index], Work()):
+        for done in self.computed([index], Work()):
             if isinstance(done, Done) and done.error is not None:
                 raise done.error
 
@@ -70,26 +102,29 @@ class Job:
         """
         work, start = Work(), time.perf_counter()
         left = (i for i in indices if not self._finished(i, on_pixels))
-        while len(work.failures) < _MOST_FAILURES and (todo := list(islice(left, _AT_ONCE))):
+        while len(work.failures) < _MOST_FAILURES and (todo := list(islice(left, self.at_once))):
             for _ in range(_ATTEMPTS):
                 todo = self._attempt(todo, work, on_pixels)
         work.seconds = time.perf_counter() - start
-        self.folder.record_failures(work.failures)
+        for _, folder in self.maps:
+            folder.record_failures(work.failures)
         if work.failures:
             raise UserError(self._failure_line(work.failures))
         return work
 
     def _finished(self, index: int, on_pixels: Callable[[int], None]) -> bool:
-        found = self.folder.read(self.plan, index)
-        if found is None:
-            return False
+        found = None
+        for plan, folder in self.maps:
+            if (found := folder.read(plan, index)) is None:
+                return False
+        assert found is not None
         on_pixels(sum(found[0].counts))
         return True
 
     def _attempt(self, indices: list[int], work: Work, on_pixels: Callable[[int], None]) -> list[int]:
         """Compute blocks; gives those that are still left. Of those that failed `work` knows why."""
         left, failed = dict.fromkeys(indices), 0
-        with closing(self._computed(indices, work)) as results:
+        with closing(self.computed(indices, work)) as results:
             for done in results if indices else ():
                 if isinstance(done, int):
                     work.pixels += done
@@ -98,27 +133,36 @@ class Job:
                     work.blocks += 1
                     work.failures.pop(done.block, None)
                     del left[done.block]
-                elif _is_full(done.error):
+                elif is_full(done.error):
                     raise _no_space(self.folder) from done.error
                 else:
                     failed += 1
-                    work.failures[done.block] = " ".join(str(done.error).split()) or type(done.error).__name__
+                    work.failures[done.block] = reason(done.error)
                     if failed == _MOST_FAILURES:
                         break
         return list(left)
 
-    def _computed(self, indices: list[int], work: Work) -> Generator[int | Done, None, None]:
-        """The three stages, each at work while the others are."""
-        scorer = Scorer(self._model, self.plan, self._device)
-        rows = ahead(read_rows(self.plan, self._model.spec, indices))
-        scored = ahead(scorer.score(rows))
+    def computed(self, indices: Iterable[int], work: Work) -> Generator[int | Done, None, None]:
+        """Compute blocks in three stages, each at work while the others are; pixels as they are done, ends of blocks.
+
+        A block is asked for once the one before it has been read. `work` is told of the model's seconds and tiles.
+        """
+        scorer, before = Scorer(self._called, self.plan, self._device), work.model_seconds
+        rows = with_units_checked(self.plan.source, self._model.spec, self.rows(indices))
+        scored = ahead(scorer.score(ahead(rows)))
         try:
             with evaluation(self._model):
-                yield from Finisher(self.plan, self.folder.block).finish(scored)
+                for done in finish([(plan, folder.block) for plan, folder in self.maps], scored):
+                    work.model_seconds = before + scorer.seconds
+                    yield done
         finally:
             scored.close()
-            work.model_seconds += scorer.seconds
+            work.model_seconds = before + scorer.seconds
             work.forwarded += scorer.forwarded
+
+    def rows(self, indices: Iterable[int]) -> Iterator[TileRow | Done]:
+        """The first stage."""
+        return read_rows(self.plan, indices)
 
     def _failure_line(self, failures: dict[int, str]) -> str:
         index, reason = next(iter(failures.items()))
@@ -131,7 +175,7 @@ class Job:
 
 
 def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[str, str]]) -> Collected:
-    """Finished blocks -> the map (and `NAME_scores.tif` beside it); the folder is removed.
+    """Finished blocks -> the map (and `NAME_scores.tif` beside it); the folder is left to the caller.
 
     Args:
         folder: where the blocks are.
@@ -154,10 +198,9 @@ def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[s
                 write_tiff(temporary, pyramid(image, plan, spool), read_tags(header))
             publish(temporary, file_of(folder.output, name))
     except (OSError, UserError) as error:
-        if _is_full(error):
+        if is_full(error):
             raise _no_space(folder) from error
         raise
-    folder.remove()
     return collected
 
 
@@ -189,13 +232,24 @@ def _score_names(plan: Plan) -> list[str]:
     return shares + [name for name in LAYERS[2:] if name in plan.layers]
 
 
-def _is_full(error: BaseException | None) -> bool:
+def _tidy(folder: BlockFolder, kind: type[BaseException] | None, *_: object) -> None:
+    """Remove an empty folder after an error of that kind."""
+    if kind is not None:
+        folder.remove_if_empty()
+
+
+def is_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         error = error.__cause__
     return False
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _no_space(folder: BlockFolder) -> UserError:

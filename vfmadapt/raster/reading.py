@@ -1,7 +1,7 @@
 """First stage of a run: rows of tiles, read from the raster."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,21 +41,16 @@ class Done:
     error: Exception | None = None
 
 
-def read_rows(plan: Plan, spec: DataSpec, indices: list[int]) -> Iterator[TileRow | Done]:
+def read_rows(plan: Plan, indices: Iterable[int]) -> Iterator[TileRow | Done]:
     """Rows of tiles of the blocks `indices`, each block ended by a `Done`.
 
     Always the whole block, even where the window ends inside it: which tiles share a batch must not depend on the
     window, because a matrix product of another composition rounds in another way.
     """
     with open_raster(plan.source) as raster:
-        warned = False
         for index in indices:
             try:
-                for row in _rows_of(plan, raster, index):
-                    if not warned and row.columns:
-                        warned = True
-                        _warn_of_units(plan.source, spec, row)
-                    yield row
+                yield from _rows_of(plan, raster, index)
             except Exception as error:
                 yield Done(index, error)
             else:
@@ -91,6 +86,16 @@ def _rows_of(plan: Plan, raster: Raster, index: int) -> Iterator[TileRow]:
         image, valid = more, known
         filled = tuple(c for c in columns if valid[:, c - left : c - left + tile].any())
         yield TileRow(index, first, left, filled, image, valid)
+
+
+def with_units_checked(path: str, spec: DataSpec, rows: Iterator[TileRow | Done]) -> Iterator[TileRow | Done]:
+    """The rows as they are; the first with data tells whether the raster's values can be in the model's units."""
+    checked = False
+    for row in rows:
+        if not checked and isinstance(row, TileRow) and row.columns:
+            checked = True
+            _warn_of_units(path, spec, row)
+        yield row
 
 
 def _warn_of_units(path: str, spec: DataSpec, row: TileRow) -> None:
