@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
 
+_STRIP = 32  # rows at a time that are compared class by class: they stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Area:
@@ -153,8 +155,12 @@ class Blender:
 
 def winning_class(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Index of the largest of K scores, (K, h, w) -> uint8 (h, w); the first of equals, as argmax, but faster."""
-    best, labels = scores[0].copy(), np.zeros(scores.shape[1:], dtype=np.uint8)
-    for index in range(1, len(scores)):
-        np.copyto(labels, np.uint8(index), where=scores[index] > best)
-        np.maximum(best, scores[index], out=best)
+    labels = np.zeros(scores.shape[1:], dtype=np.uint8)
+    for top in range(0, len(labels), _STRIP):
+        planes, winners = scores[:, top : top + _STRIP], labels[top : top + _STRIP]
+        best = planes[0].copy()
+        for index in range(1, len(planes)):
+            # a later winner has the higher index: the maximum is an assignment without a branch per pixel
+            np.maximum(winners, (planes[index] > best) * np.uint8(index), out=winners)
+            np.maximum(best, planes[index], out=best)
     return labels
