@@ -32,6 +32,7 @@ _NULL_DEFAULT: dict[str, Any] = {
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "batch": int | Literal["auto"],
     "engine": Literal["local", "array", "merge"],
     "format": Literal["text", "json"],
     "trainer.devices": int | str | list[int],

@@ -1,6 +1,8 @@
 """Third stage of a run: blend the tiles, decide, compress, write the block."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +24,50 @@ class Finisher:
 
     def __init__(self, plan: Plan, path_of: Callable[[int], Path]) -> None:
         self._plan, self._path_of, self._key = plan, path_of, plan.key
+        self._part: _Part | None = None
+        self._failure: Exception | None = None
 
-    def finish(self, rows: Iterator[ScoredRow | Done]) -> Iterator[int | Done]:
-        """Write each block that ends well; yields the pixels that were finished, and every block's `Done`."""
-        part: _Part | None = None
-        failure: Exception | None = None
-        for row in rows:
-            try:
-                if failure is None and not (isinstance(row, Done) and row.error):
-                    part = part or _Part(self._plan, row.block)
-                    if isinstance(row, ScoredRow):
-                        yield part.add(row)
-                    else:
-                        block, tiles = part.finished(self._key)
-                        write_block(self._path_of(row.block), block, tiles)
-            except Exception as error:
-                failure = error
-            if isinstance(row, Done):
-                yield Done(row.block, row.error or failure)
-                part = failure = None
+    def take(self, row: ScoredRow | Done) -> int | Done | None:
+        """Write the block that ends well; gives the pixels that were finished, at a block's end its `Done`."""
+        pixels = None
+        try:
+            if self._failure is None and not (isinstance(row, Done) and row.error):
+                part = self._part = self._part or _Part(self._plan, row.block)
+                if isinstance(row, ScoredRow):
+                    pixels = part.add(row)
+                else:
+                    block, tiles = part.finished(self._key)
+                    write_block(self._path_of(row.block), block, tiles)
+        except Exception as error:
+            self._failure = error
+        if isinstance(row, ScoredRow):
+            return pixels
+        done = Done(row.block, row.error or self._failure)
+        self._part = self._failure = None
+        return done
+
+
+def finish(
+    maps: Sequence[tuple[Plan, Callable[[int], Path]]], rows: Iterator[ScoredRow | Done]
+) -> Iterator[int | Done]:
+    """Write the blocks of maps, each given as its plan and where its blocks go; yields pixels and every block's `Done`.
+
+    The tiles' logits are those of all maps, one after another.
+    """
+    finishers = [Finisher(plan, path_of) for plan, path_of in maps]
+    ends = list(accumulate((len(plan.classes) for plan, _ in maps), initial=0))
+    for row in rows:
+        taken = [f.take(_part_of(row, first, last)) for f, first, last in zip(finishers, ends, ends[1:], strict=False)]
+        failed = (done for done in taken if isinstance(done, Done) and done.error)
+        if (result := next(failed, taken[0])) is not None:
+            yield result
+
+
+def _part_of(row: ScoredRow | Done, first: int, last: int) -> ScoredRow | Done:
+    """The row with the classes `first` to `last` - 1 only."""
+    if isinstance(row, Done):
+        return row
+    return replace(row, tiles=[(column, logits[first:last]) for column, logits in row.tiles])
 
 
 class _Part:

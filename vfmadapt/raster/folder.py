@@ -4,8 +4,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from vfmadapt.errors import UserError
@@ -39,16 +40,25 @@ class BlockFolder:
                 with self._lock(f"lock-{part}", fcntl.LOCK_EX):
                     yield
 
-    def open(self, plan: Plan, *, restart: bool, shared: bool = False) -> None:
+    def open(
+        self, plan: Plan, *, restart: bool, shared: bool = False, find_batch: Callable[[], int] | None = None
+    ) -> Plan:
         """Take the folder up for a plan; finished blocks of the same plan stay, with `shared` even on `restart`.
+
+        Gives the plan that is in force: with `find_batch` its batch is that of an earlier run or part with otherwise
+        the same plan, else what `find_batch` finds.
 
         Raises:
             UserError: it holds blocks of another plan, and `restart` is not set.
         """
         with self._lock("lock-plan", fcntl.LOCK_EX, wait=True):
             old = self.plan()
+            if find_batch is not None:
+                same = old is not None and old.key == replace(plan, batch=old.batch).key
+                plan = replace(plan, batch=old.batch if old is not None and same else find_batch())
             if old is None or old.key != plan.key or (restart and not shared):
                 self._begin(old, plan, restart=restart)
+            return plan
 
     def _begin(self, old: Plan | None, plan: Plan, *, restart: bool) -> None:
         blocks = sum(1 for _ in self.path.glob("*/*.block"))

@@ -116,6 +116,10 @@ class Plan:
             "width": "input",
         }
         found = [names.get(f.name, f.name) for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        if "compute" in found:
+            found.remove("compute")
+            keys = {**self.compute, **other.compute}
+            found += [key for key in keys if self.compute.get(key) != other.compute.get(key)]
         return list(dict.fromkeys(found))
 
 

@@ -25,7 +25,7 @@ class Settings:
 
     tile: int = 256
     overlap: int = 64
-    batch: int = 4
+    batch: int | str = 4
     block: int | None = None
     window: Sequence[int] | None = None
     bands: Sequence[int] | None = None
@@ -34,10 +34,12 @@ class Settings:
     layers: Sequence[str] = ()
     tta: str | None = None
     dtype: str = "float32"
+    compile: bool = False
+    channels_last: bool = False
 
 
 def make_plan(model: Any, source: str, device: torch.device, settings: Settings) -> tuple[Plan, RasterInfo]:
-    """The plan of a map, and what the raster says about itself.
+    """The plan of a map, and what the raster says about itself; batch="auto" is 1 until `BlockFolder.open` settles it.
 
     Raises:
         UserError: unreadable raster, bands that do not fit, bad sizes, a window outside the raster.
@@ -47,11 +49,14 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
         raise UserError(f"the model has {len(spec.classes)} classes; a map holds at most {NODATA}")
     with open_raster(source) as raster:
         info, files = raster.info, raster.files
-    window, block = settings.window, settings.block
+    window, block, batch = settings.window, settings.block, settings.batch
+    if isinstance(batch, str) and batch != "auto":
+        raise UserError(f"batch={batch}: wanted is a whole number, or auto")
     if window is not None and len(window) != 4:
         raise UserError(f"window={list(window)}: wanted are four numbers, [row,column,height,width]")
     compute = {"device": device.type, "dtype": settings.dtype, "tta": settings.tta or "none"}
     compute |= {"kernels": os.environ.get("VFMADAPT_KERNELS", "auto"), "torch": version("torch")}
+    compute |= {"compile": str(settings.compile).lower(), "channels_last": str(settings.channels_last).lower()}
     plan = Plan(
         source=source,
         source_hash=source_fingerprint(files, info),
@@ -62,7 +67,7 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
         tile=settings.tile,
         overlap=settings.overlap,
         block=_default_block(len(spec.bands), settings.tile) if block is None else block,
-        batch=settings.batch,
+        batch=1 if isinstance(batch, str) else batch,
         bands=select_bands(info, spec.bands, settings.bands),
         scale=settings.scale,
         offset=settings.offset,

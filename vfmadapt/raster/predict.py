@@ -48,7 +48,7 @@ def predict_raster(
     *,
     tile: int = 256,
     overlap: int = 64,
-    batch: int = 4,
+    batch: int | str = 4,
     block: int | None = None,
     window: Sequence[int] | None = None,
     bands: Sequence[int] | None = None,
@@ -57,6 +57,8 @@ def predict_raster(
     layers: Sequence[str] = (),
     tta: str | None = None,
     dtype: str = "float32",
+    compile: bool = False,
+    channels_last: bool = False,
     device: str | torch.device | None = None,
     restart: bool = False,
     progress: bool = False,
@@ -75,7 +77,7 @@ def predict_raster(
             class names and areas inside.
         tile: side of a tile in pixels.
         overlap: pixels that neighbouring tiles share.
-        batch: tiles per forward pass.
+        batch: tiles per forward pass; "auto": as many as fit into a GPU's memory, 4 on a CPU.
         block: side of a block in pixels, a multiple of 512; by default 4096, less for rasters of very many bands.
         window: [row, column, height, width], the part to map; by default all.
         bands: 1-based bands for the model (see `select_bands`).
@@ -85,6 +87,8 @@ def predict_raster(
             GeoTIFF, `NAME_scores.tif`, as uint8 with scale 1/254.
         tta: "d4" averages over the eight flips and quarter turns of each tile, at eight times the cost.
         dtype: what the model computes in, "float32" or "bfloat16".
+        compile: `torch.compile` the model: minutes at first, then a faster forward pass.
+        channels_last: give the model its tiles in that memory layout, which suits convolutions on a GPU.
         device: where to run; by default where the model is.
         restart: drop the blocks of an interrupted run with other inputs or settings.
         progress: show a bar on standard error, if that is a terminal.
@@ -105,22 +109,10 @@ def predict_raster(
         layers=layers,
         tta=tta,
         dtype=dtype,
+        compile=compile,
+        channels_last=channels_last,
     )
-    start, output = time.perf_counter(), Path(output)
-    job, info = _job(model, source, output, device, settings)
-    folder, plan = job.folder, job.plan
-    with folder.locked():
-        folder.open(plan, restart=restart)
-        try:
-            with _bar(plan, len(plan.blocks), progress) as on_pixels:
-                work = job.run(plan.blocks, on_pixels)
-            result, collected = _merged(folder, plan, info)
-        except BaseException:
-            folder.remove_if_empty()
-            raise
-    result = replace(result, seconds=time.perf_counter() - start, model_seconds=work.model_seconds)
-    logger.info(summary(result, plan, work, collected, info))
-    return result
+    return _mapped(model, source, output, settings, device=device, restart=restart, progress=progress)[0]
 
 
 def predict_part(
@@ -150,10 +142,11 @@ def predict_part(
         raise UserError(f"index={index} of={of}: allowed are 0 <= index < of, for instance index=0 of=4")
     job, _ = _job(model, source, Path(output), device, settings)
     own = islice(job.plan.blocks, index, None, of)
-    with job.folder.locked(index):
-        job.folder.open(job.plan, restart=restart, shared=True)
-        with _bar(job.plan, len(range(index, len(job.plan.blocks), of)), progress) as on_pixels:
-            return job.run(own, on_pixels).blocks
+    with (
+        job.opened(auto_batch=settings.batch == "auto", restart=restart, part=index),
+        _bar(job.plan, len(range(index, len(job.plan.blocks), of)), progress) as on_pixels,
+    ):
+        return job.run(own, on_pixels).blocks
 
 
 def merge_parts(output: str | Path) -> PredictResult:
@@ -172,7 +165,32 @@ def merge_parts(output: str | Path) -> PredictResult:
             raise UserError(f"{plan.source} has changed since its blocks were computed; compute them with restart=true")
     with folder.locked():
         result, _ = _merged(folder, plan, info)
+        folder.remove()
     return replace(result, seconds=time.perf_counter() - start)
+
+
+def _mapped(
+    model: Any,
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    device: str | torch.device | None,
+    restart: bool,
+    progress: bool,
+) -> list[PredictResult]:
+    start = time.perf_counter()
+    job, info = _job(model, source, Path(output), device, settings)
+    with job.opened(auto_batch=settings.batch == "auto", restart=restart):
+        with _bar(job.plan, len(job.plan.blocks), progress) as on_pixels:
+            work = job.run(job.plan.blocks, on_pixels)
+        made = [_merged(folder, plan, info) for plan, folder in job.maps]
+        for _, folder in job.maps:  # not before all maps are there
+            folder.remove()
+    seconds = time.perf_counter() - start
+    results = [replace(result, seconds=seconds, model_seconds=work.model_seconds) for result, _ in made]
+    logger.info(summary(results[0], job.plan, work, made[0][1], info))
+    return results
 
 
 def _job(

@@ -18,6 +18,10 @@ from vfmadapt.raster.reading import Done, TileRow
 from vfmadapt.raster.tiling import pad_to_tile
 
 
+class TooLargeError(UserError):
+    """A batch of tiles does not fit into the device's memory."""
+
+
 @dataclass(frozen=True)
 class ScoredRow:
     """A row of tiles with its logits: (first pixel column, float32 (K, tile, tile)) from left to right."""
@@ -47,6 +51,8 @@ class Scorer:
 
     def __init__(self, model: Any, plan: Plan, device: torch.device) -> None:
         self._model, self._plan, self._device = model, plan, device
+        layouts = {"true": torch.channels_last, "false": torch.contiguous_format}
+        self._layout = layouts[plan.compute["channels_last"]]
         self.seconds = 0.0
         self.forwarded = 0
 
@@ -88,7 +94,7 @@ class Scorer:
             images.append(pad_to_tile(waiting.row.image[:, :, at], side))
             masks.append(pad_to_tile(waiting.row.valid[:, at], side))
         missing = self._plan.batch - len(batch)
-        logits = self._logits(np.stack(images + images[-1:] * missing), np.stack(masks + masks[-1:] * missing))
+        logits = self.logits(np.stack(images + images[-1:] * missing), np.stack(masks + masks[-1:] * missing))
         for (waiting, column), keep, scores in zip(batch, wanted, logits, strict=False):
             if keep:
                 waiting.tiles.append((column, scores))
@@ -99,24 +105,43 @@ class Scorer:
             area.column, area.right
         )
 
-    def _logits(self, images: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def logits(self, images: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Logits (B, K, tile, tile) of images (B, C, tile, tile) in sensor units and their valid pixels.
+
+        Raises:
+            TooLargeError: the batch does not fit into the device's memory.
+            UserError: the model gives NaN.
+        """
         start = time.perf_counter()
-        image, valid = torch.from_numpy(images).to(self._device), torch.from_numpy(masks).to(self._device)
-        with torch.inference_mode(), self._precision():
-            logits = self._averaged(image, valid)
+        logits = self._forwarded(images, masks)
+        if logits is None:
+            plan = self._plan
+            raise TooLargeError(
+                f"a batch of {plan.batch} tiles of {plan.tile} pixels does not fit into the {self._device.type} "
+                "device's memory; take a smaller batch= (batch=auto finds one) or tile="
+            )
         expected = (len(images), len(self._plan.classes), *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise RuntimeError(f"the model gave logits {tuple(logits.shape)}, not {expected}")
         out: NDArray[np.float32] = logits.float().cpu().numpy()
         self.seconds += time.perf_counter() - start
         self.forwarded += len(images)
-        if not np.isfinite(out.sum(dtype=np.float64)):  # the sum finds every NaN and infinity in one pass
+        if not np.isfinite(out).all():
             raise UserError(
                 f"the model gives NaN or infinite scores on {self._plan.source}, whose values there are "
                 f"{images.min():g} to {images.max():g} in sensor units; reflectance is about 0 to 1: "
                 "check scale= and offset="
             )
         return out
+
+    def _forwarded(self, images: NDArray[np.float32], masks: NDArray[np.bool_]) -> Tensor | None:
+        """Logits; None where they do not fit: an error would hold on to the memory that a second attempt needs."""
+        try:
+            image, valid = torch.from_numpy(images).to(self._device), torch.from_numpy(masks).to(self._device)
+            with torch.inference_mode(), self._precision():
+                return self._averaged(image.contiguous(memory_format=self._layout), valid)
+        except torch.OutOfMemoryError:
+            return None
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._plan.compute["dtype"] == "bfloat16":
