@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
 
+_LEAST = 1e-8  # weight at a tile's edge: lost in float32 beside another tile's 1, and yet a weight at the raster's frame
 _STRIP = 32  # rows at a time that are compared class by class: they stay in the processor's cache
 
 
@@ -94,13 +95,15 @@ class TileGrid:
 
 
 def window(tile: int, overlap: int) -> NDArray[np.float32]:
-    """Weights (tile, tile) of a tile: raised-cosine ramps over the overlap, 1 in the middle, > 0 everywhere.
+    """Weights (tile, tile) of a tile: raised-cosine ramps over the overlap's middle half, 1 inside, > 0 everywhere.
 
-    Where overlap <= tile / 2 the windows of a grid sum to 1 by themselves inside (sin^2 + cos^2); at the
-    raster's frame and beside skipped tiles they sum to less, but nowhere to 0.
+    The outer quarter of the overlap, where a model sees the tile's edge, counts only where no other tile reaches. Where
+    overlap <= tile / 2 the windows of a grid sum to 1 by themselves inside (sin^2 + cos^2); at the raster's frame and
+    beside skipped tiles they sum to less, but nowhere to 0.
     """
     distance = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5  # to the tile's edge, from pixel centres
-    ramp = np.sin(0.5 * np.pi * np.minimum(distance / max(overlap, 1), 1.0)) ** 2 if overlap else np.ones(tile)
+    share = np.clip((distance - overlap / 4) / (overlap / 2), 0.0, 1.0) if overlap else np.ones(tile)
+    ramp = np.maximum(np.sin(0.5 * np.pi * share) ** 2, _LEAST)
     return np.outer(ramp, ramp).astype(np.float32)
 
 
@@ -121,17 +124,21 @@ class Blender:
     Args:
         grid: the raster's grid.
         columns: first pixel columns of the tiles that touch the block (`grid.columns_over`).
-        classes: K.
+        outputs: K, classes or values.
         votes: also sum up each tile's winning classes, and the weights (needed for scores).
+        total: also sum up the weights (needed for values).
     """
 
-    def __init__(self, grid: TileGrid, columns: Sequence[int], classes: int, *, votes: bool = False) -> None:
+    def __init__(
+        self, grid: TileGrid, columns: Sequence[int], outputs: int, *, votes: bool = False, total: bool = False
+    ) -> None:
         self._grid, self._left = grid, columns[0]
         self._weights = window(grid.tile, grid.overlap)
         self._product = np.empty_like(self._weights)
         span = columns[-1] - columns[0] + grid.tile
-        self.sums = np.zeros((classes, grid.tile, span), dtype=np.float32)
-        self.votes = np.zeros((classes + 1, grid.tile, span), dtype=np.float32) if votes else None
+        self.sums = np.zeros((outputs, grid.tile, span), dtype=np.float32)
+        self.votes = np.zeros((outputs if votes else 0, grid.tile, span), dtype=np.float32)
+        self.total = np.zeros((int(votes or total), grid.tile, span), dtype=np.float32)
 
     def add(self, column: int, logits: NDArray[np.float32]) -> None:
         """Add a tile, (K, tile, tile), of the present row of tiles, whose first pixel column is `column`."""
@@ -139,16 +146,16 @@ class Blender:
         for sums, plane in zip(self.sums, logits, strict=True):  # by class: a plane stays in the processor's cache
             np.multiply(plane, self._weights, out=self._product)
             sums[:, at] += self._product
-        if self.votes is not None:
+        if len(self.votes):
             winners = winning_class(logits)
             for index in range(len(logits)):
                 self.votes[index, :, at] += self._weights * (winners == index)
-            self.votes[-1, :, at] += self._weights
+        self.total[:, :, at] += self._weights
 
     def next_row(self) -> None:
         """Go on with the next row of tiles; the uppermost `grid.stride` rows of pixels are dropped."""
         grid = self._grid
-        for sums in (*self.sums, *(() if self.votes is None else self.votes)):
+        for sums in (*self.sums, *self.votes, *self.total):
             sums[: grid.overlap] = sums[grid.stride :].copy()
             sums[grid.overlap :] = 0
 
