@@ -15,7 +15,7 @@ from vfmadapt.errors import UserError
 # keys of the top level whose default is null
 _NULL_DEFAULT: dict[str, Any] = {
     "adapter_file": str,
-    "bands": list[int],
+    "bands": list[int] | Literal["mean", "pca", "wavelength"],
     "block": int,
     "early_stop": int,
     "foreground": list[str],

@@ -74,14 +74,14 @@ def _merge(cfg: "DictConfig") -> dict[str, Any]:
 
 def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> Path:
     from vfmadapt.raster.io import raster_info
-    from vfmadapt.raster.predict import select_bands
+    from vfmadapt.raster.predict import shown_bands
     from vfmadapt.raster.preview import write_preview
 
     return write_preview(
         source,
         result.path,
         result.path.with_name(f"{result.path.stem}_preview.png"),
-        bands=select_bands(raster_info(source), spec.bands, plain(cfg)["bands"]),
+        bands=shown_bands(raster_info(source), spec.bands, plain(cfg)["bands"]),
         names=spec.bands,
         classes=spec.classes,
         shares=result.shares,

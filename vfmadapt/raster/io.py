@@ -124,6 +124,17 @@ class Raster:
                         return True
         return False
 
+    def tags(self, band: int = 0, domain: str | None = None) -> dict[str, str]:
+        """GDAL's metadata of a band, or of the file (0)."""
+        found: dict[str, str] = self._dataset.tags(band, ns=domain)
+        return found
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of the blocks that the file is stored in."""
+        height, width = self._dataset.block_shapes[0]
+        return int(height), int(width)
+
     @property
     def files(self) -> tuple[str, ...]:
         """The files that it consists of."""

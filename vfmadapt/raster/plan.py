@@ -22,8 +22,10 @@ class Plan:
     """All that decides what the map's bytes are.
 
     `source` is the raster's path, `source_hash` and `model_hash` tell whether it or the model has changed; `height` and
-    `width` are the raster's; `window` is the part that is mapped; `block` a multiple of `SIDE`; `classes` are (name,
-    (red, green, blue)); `layers` are of `LAYERS`; `compute` says device type, dtype, kernels and versions.
+    `width` are the raster's; `window` is the part that is mapped; `block` a multiple of `SIDE`; `mix` is
+    what is made of the `bands` (see `vfmadapt.raster.reduction`), None where they are the model's; `classes` are (name,
+    (red, green, blue)), or `values` are (name, unit) where the model gives those instead; `layers` are of `LAYERS`;
+    `compute` says device type, dtype, kernels and versions.
     """
 
     source: str
@@ -37,9 +39,11 @@ class Plan:
     block: int
     batch: int
     bands: tuple[int, ...]
+    mix: tuple[tuple[float, ...], ...] | None
     scale: float | None
     offset: float | None
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    values: tuple[tuple[str, str], ...]
     layers: tuple[str, ...]
     compute: dict[str, str]
 
@@ -53,6 +57,8 @@ class Plan:
                 raise UserError(f"{key}={self.compute[key]}: allowed are {', '.join(allowed)}")
         if unknown := [name for name in self.layers if name not in LAYERS]:
             raise UserError(f"layers: no such layer {unknown[0]!r}; allowed: {', '.join(LAYERS[1:])}")
+        if self.values and self.layers:
+            raise UserError(f"layers={list(self.layers)} are scores of classes, the model gives values; leave it out")
         inside = self.window.cut(Area(0, 0, self.height, self.width))
         if min(inside.height, inside.width) < 1 or inside != self.window:
             given = [self.window.row, self.window.column, self.window.height, self.window.width]
@@ -74,6 +80,11 @@ class Plan:
         return Area(row, column, bottom - row, right - column)
 
     @property
+    def inputs(self) -> int:
+        """Bands that the model is given."""
+        return len(self.bands if self.mix is None else self.mix)
+
+    @property
     def blocks(self) -> "Blocks":
         """Indices of the blocks that the window touches, row by row."""
         return Blocks(self)
@@ -83,11 +94,18 @@ class Plan:
         row, column = divmod(index, -(-self.width // self.block))
         return Area(row * self.block, column * self.block, self.block, self.block).cut(self.canvas)
 
-    def bands_of(self, file: str) -> int:
-        """Bands of the file "class" or "scores"; 0 where it is not asked for."""
-        if file == "class":
-            return 1
-        return len(self.classes) * ("probabilities" in self.layers) + sum(n in self.layers for n in LAYERS[2:])
+    @property
+    def files(self) -> dict[str, int]:
+        """What is written, and how many bands each has: "class" or "value", the map, and "scores" where asked for."""
+        if self.values:
+            return {"value": len(self.values)}
+        scores = len(self.classes) * ("probabilities" in self.layers) + sum(n in self.layers for n in LAYERS[2:])
+        return {"class": 1} | ({"scores": scores} if scores else {})
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the model gives."""
+        return len(self.classes) + len(self.values)
 
     @property
     def key(self) -> str:
@@ -104,6 +122,8 @@ class Plan:
         values = json.loads(text)
         values["window"] = Area(**values["window"])
         values["classes"] = tuple((name, tuple(colour)) for name, colour in values["classes"])
+        values["values"] = tuple(map(tuple, values["values"]))
+        values["mix"] = None if values["mix"] is None else tuple(map(tuple, values["mix"]))
         return cls(**values | {name: tuple(values[name]) for name in ("bands", "layers")})
 
     def differences(self, other: "Plan") -> list[str]:
@@ -114,6 +134,7 @@ class Plan:
             "model_hash": "adapter",
             "height": "input",
             "width": "input",
+            "mix": "bands",
         }
         found = [names.get(f.name, f.name) for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
         if "compute" in found:

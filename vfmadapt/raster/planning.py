@@ -12,8 +12,9 @@ from vfmadapt.contracts import DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.raster.bands import select_bands
 from vfmadapt.raster.fingerprint import model_fingerprint, source_fingerprint
-from vfmadapt.raster.io import RasterInfo, open_raster
+from vfmadapt.raster.io import Raster, RasterInfo, open_raster
 from vfmadapt.raster.plan import Area, Plan
+from vfmadapt.raster.reduction import Mix, reduce_bands
 from vfmadapt.raster.write import NODATA
 
 _ROW_BYTES = 256 << 20  # of one row of tiles of a block, as floats; the default block is made small enough for that
@@ -28,7 +29,7 @@ class Settings:
     batch: int | str = 4
     block: int | None = None
     window: Sequence[int] | None = None
-    bands: Sequence[int] | None = None
+    bands: Sequence[int] | str | None = None
     scale: float | None = None
     offset: float | None = None
     layers: Sequence[str] = ()
@@ -49,6 +50,7 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
         raise UserError(f"the model has {len(spec.classes)} classes; a map holds at most {NODATA}")
     with open_raster(source) as raster:
         info, files = raster.info, raster.files
+        bands, mix = _bands(raster, spec, settings)
     window, block, batch = settings.window, settings.block, settings.batch
     if isinstance(batch, str) and batch != "auto":
         raise UserError(f"batch={batch}: wanted is a whole number, or auto")
@@ -68,15 +70,24 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
         overlap=settings.overlap,
         block=_default_block(len(spec.bands), settings.tile) if block is None else block,
         batch=1 if isinstance(batch, str) else batch,
-        bands=select_bands(info, spec.bands, settings.bands),
+        bands=bands,
+        mix=mix,
         scale=settings.scale,
         offset=settings.offset,
         classes=tuple((c.name, c.colour) for c in spec.classes),
+        values=tuple((v.name, v.unit) for v in spec.values),
         layers=tuple(settings.layers),
         compute=compute,
     )
     _ = plan.grid  # complains of impossible tiles
     return plan, info
+
+
+def _bands(raster: Raster, spec: DataSpec, settings: Settings) -> tuple[tuple[int, ...], Mix | None]:
+    """Which bands to read, and what is made of them if anything is."""
+    if isinstance(settings.bands, str):
+        return reduce_bands(raster, spec, settings.bands, scale=settings.scale, offset=settings.offset)
+    return select_bands(raster.info, spec.bands, settings.bands), None
 
 
 def _default_block(bands: int, tile: int) -> int:

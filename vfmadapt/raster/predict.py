@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vfmadapt.contracts import DataSpec
 from vfmadapt.errors import UserError
-from vfmadapt.raster.bands import select_bands as select_bands
+from vfmadapt.raster.bands import shown_bands as shown_bands
 from vfmadapt.raster.fingerprint import source_fingerprint
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, open_raster
@@ -51,7 +51,7 @@ def predict_raster(
     batch: int | str = 4,
     block: int | None = None,
     window: Sequence[int] | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Sequence[int] | str | None = None,
     scale: float | None = None,
     offset: float | None = None,
     layers: Sequence[str] = (),
@@ -60,6 +60,7 @@ def predict_raster(
     compile: bool = False,
     channels_last: bool = False,
     device: str | torch.device | None = None,
+    cluster: RayCluster | None = None,
     restart: bool = False,
     progress: bool = False,
 ) -> PredictResult:
@@ -80,7 +81,8 @@ def predict_raster(
         batch: tiles per forward pass; "auto": as many as fit into a GPU's memory, 4 on a CPU.
         block: side of a block in pixels, a multiple of 512; by default 4096, less for rasters of very many bands.
         window: [row, column, height, width], the part to map; by default all.
-        bands: 1-based bands for the model (see `select_bands`).
+        bands: 1-based bands for the model (see `select_bands`); or, of a raster of many bands, "mean" of neighbours,
+            "pca" or "wavelength" (see `vfmadapt.raster.reduction`).
         scale: with `offset`, how to get sensor units from stored values (see `to_sensor_units`).
         offset: see `scale`.
         layers: of "probabilities", "entropy" and "disagreement" (of overlapping tiles): written as bands of a second
@@ -90,6 +92,8 @@ def predict_raster(
         compile: `torch.compile` the model: minutes at first, then a faster forward pass.
         channels_last: give the model its tiles in that memory layout, which suits convolutions on a GPU.
         device: where to run; by default where the model is.
+        cluster: compute on the nodes of a Ray cluster, on GPUs if it has any and `device` does not say otherwise. The
+            model is sent to them; where its class is defined in a script, it must pickle.
         restart: drop the blocks of an interrupted run with other inputs or settings.
         progress: show a bar on standard error, if that is a terminal.
 
@@ -210,7 +214,7 @@ def _merged(folder: BlockFolder, plan: Plan, info: RasterInfo) -> tuple[PredictR
 
     collected = merge(folder, plan, tags_of)
     result = map_result(folder.output, info, plan, collected, 0.0)
-    if not sum(result.pixels.values()):
+    if not collected.known:
         logger.warning("%s has no valid pixel: the map is all nodata", plan.source)
     return result, collected
 

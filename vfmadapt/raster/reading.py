@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vfmadapt.contracts import DataSpec
 from vfmadapt.raster.io import Raster, open_raster
 from vfmadapt.raster.plan import Plan
+from vfmadapt.raster.reduction import read_reduced
 from vfmadapt.raster.tiling import Area
 
 logger = logging.getLogger(__name__)
@@ -67,25 +68,25 @@ def _rows_of(plan: Plan, raster: Raster, index: int) -> Iterator[TileRow]:
     bottom = min(starts[-1] + tile, plan.height)
     if not raster.stored(plan.bands, Area(starts[0], left, bottom - starts[0], width)):
         return
-    image = np.empty((len(plan.bands), 0, width), dtype=np.float32)
+    image = np.empty((plan.inputs, 0, width), dtype=np.float32)
     valid = np.empty((0, width), dtype=np.bool_)
     for first in starts:
         kept = max(0, image.shape[1] - grid.stride)
-        more, known = raster.read(
-            plan.bands,
-            row=first + kept,
-            column=left,
-            height=min(first + tile, plan.height) - first - kept,
-            width=width,
-            scale=plan.scale,
-            offset=plan.offset,
-        )
+        height = min(first + tile, plan.height) - first - kept
+        more, known = _read(plan, raster, Area(first + kept, left, height, width))
         if kept:
             more = np.concatenate([image[:, -kept:], more], axis=1)
             known = np.concatenate([valid[-kept:], known])
         image, valid = more, known
         filled = tuple(c for c in columns if valid[:, c - left : c - left + tile].any())
         yield TileRow(index, first, left, filled, image, valid)
+
+
+def _read(plan: Plan, raster: Raster, area: Area) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    units = {"scale": plan.scale, "offset": plan.offset}
+    if plan.mix is not None:
+        return read_reduced(raster, plan.bands, plan.mix, area, **units)
+    return raster.read(plan.bands, row=area.row, column=area.column, height=area.height, width=area.width, **units)
 
 
 def with_units_checked(path: str, spec: DataSpec, rows: Iterator[TileRow | Done]) -> Iterator[TileRow | Done]:
