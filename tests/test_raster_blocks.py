@@ -284,9 +284,9 @@ def test_block_files(tmp_path):
     void = np.full((512, 512), 255, dtype=np.uint8)
     tiles = [compress(tile), compress(void)]
     assert tiles[1] == b""
-    np.testing.assert_array_equal(decompress(tiles[0]), tile)
-    np.testing.assert_array_equal(decompress(tiles[1]), void)
-    block = Block("key", 7, tuple(range(256)), 3, {"class": np.array([[[len(tiles[0]), 0]]])})
+    np.testing.assert_array_equal(decompress(tiles[0], np.uint8), tile)
+    np.testing.assert_array_equal(decompress(tiles[1], np.uint8), void)
+    block = Block("key", 7, tuple(range(256)), 3, {"class": np.array([[[len(tiles[0]), 0]]])}, np.zeros((0, 4)))
     path = tmp_path / "a.block"
     write_block(path, block, {"class": tiles})
     read, start = read_block(path)

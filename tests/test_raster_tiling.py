@@ -26,7 +26,7 @@ def blended(array, grid, top, left, height, width):
             part = array[:, first : first + grid.tile, column : column + grid.tile]
             blender.add(column, pad_to_tile(part, grid.tile))
         done = grid.tile if first == rows[-1] else grid.stride
-        out.append(blender.sums[:, :done] / blender.votes[-1, :done])
+        out.append(blender.sums[:, :done] / blender.total[0, :done])
         blender.next_row()
     top, left = top - rows[0], left - columns[0]
     return np.concatenate(out, axis=1)[:, top : top + height, left : left + width]

@@ -1,7 +1,7 @@
 """The file of a finished block: compressed tiles of the final map, statistics and a checksum.
 
-Layout: magic, length of the header (8 bytes), header (JSON), tiles, SHA-256 of all that. A tile is 512 x 512 bytes of
-one band, deflated as in a TIFF, so that the map can be put together without compressing again. The header holds no
+Layout: magic, length of the header (8 bytes), header (JSON), tiles, SHA-256 of all that. A tile is 512 x 512 pixels of
+one band, compressed as in a TIFF, so that the map can be put together without compressing again. The header holds no
 time and no machine: the same block has the same bytes wherever it was computed.
 """
 
@@ -11,14 +11,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from vfmadapt.raster.write import NODATA, atomic_path
+from vfmadapt.raster.write import atomic_path, nodata_of
 
 SIDE = 512
 """Side of the tiles of every map that we write."""
+
+DTYPES: Mapping[str, DTypeLike] = {"class": np.uint8, "scores": np.uint8, "value": np.float32}
+"""Type of the pixels of each file that we write."""
 
 _MAGIC = b"vfmblk1\n"
 
@@ -27,8 +31,9 @@ _MAGIC = b"vfmblk1\n"
 class Block:
     """A finished block.
 
-    `counts`: pixels by label, `NODATA` included; `forwarded`: tiles that went through the model; `sizes` by file: the
-    bytes of each tile, (bands, rows, columns), 0 where a tile is void and left out.
+    `counts`: pixels by label, `NODATA` included, in a map of values all with data at label 0; `moments`: of each value
+    (see `moments.py`); `forwarded`: tiles that went through the model; `sizes` by file: the bytes of each tile, (bands,
+    rows, columns), 0 where a tile is void and left out.
     """
 
     plan: str
@@ -36,28 +41,49 @@ class Block:
     counts: tuple[int, ...]
     forwarded: int
     sizes: Mapping[str, NDArray[np.int64]]
+    moments: NDArray[np.float64]
 
 
 class DamagedError(Exception):
     """A block's file is not what was written."""
 
 
-def compress(tile: NDArray[np.uint8]) -> bytes:
-    """Deflate a tile (SIDE, SIDE); empty where all of it is void.
+def is_void(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where pixels of a map hold no data."""
+    return np.isnan(pixels) if pixels.dtype.kind == "f" else pixels == nodata_of(pixels.dtype)
 
-    Run lengths only: on maps of classes as small as the best level and several times faster.
+
+def compress(tile: NDArray[Any]) -> bytes:
+    """Deflate a tile (SIDE, SIDE), floats after TIFF's predictor 3; empty where all of it is void.
+
+    Run lengths only: on maps of classes as small as the best level and several times faster, on predicted floats half
+    the time for a twentieth more bytes.
     """
-    if (tile == NODATA).all():
+    if is_void(tile).all():
         return b""
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    return packer.compress(np.ascontiguousarray(tile).data) + packer.flush()
+    stored = _predicted(tile) if tile.dtype.kind == "f" else np.ascontiguousarray(tile)
+    return packer.compress(stored.data) + packer.flush()
 
 
-def decompress(data: bytes) -> NDArray[np.uint8]:
-    """The inverse of `compress`."""
+def decompress(data: bytes, dtype: DTypeLike) -> NDArray[Any]:
+    """The inverse of `compress`, for tiles of a type."""
+    dtype = np.dtype(dtype)
     if not data:
-        return np.full((SIDE, SIDE), NODATA, dtype=np.uint8)
-    return np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(SIDE, SIDE)
+        return np.full((SIDE, SIDE), nodata_of(dtype), dtype=dtype)
+    stored = np.frombuffer(zlib.decompress(data), dtype=np.uint8)
+    if dtype.kind != "f":
+        return stored.reshape(SIDE, SIDE)
+    planes = np.cumsum(stored.reshape(SIDE, -1), axis=1, dtype=np.uint8).reshape(SIDE, -1, SIDE)
+    values = np.ascontiguousarray(planes[:, ::-1].transpose(0, 2, 1)).view(dtype.newbyteorder("<"))
+    return values.reshape(SIDE, SIDE)
+
+
+def _predicted(tile: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Predictor 3: of a row first the highest bytes of all floats, ..., last the lowest; each less the one before."""
+    values = np.ascontiguousarray(tile, dtype=tile.dtype.newbyteorder("<"))
+    planes = values.view(np.uint8).reshape(SIDE, SIDE, -1)[..., ::-1].transpose(0, 2, 1).reshape(SIDE, -1)
+    return np.diff(planes, axis=1, prepend=np.uint8(0))
 
 
 def write_block(path: Path, block: Block, tiles: Mapping[str, list[bytes]]) -> None:
@@ -69,6 +95,7 @@ def write_block(path: Path, block: Block, tiles: Mapping[str, list[bytes]]) -> N
             "counts": block.counts,
             "forwarded": block.forwarded,
             "sizes": {name: sizes.tolist() for name, sizes in block.sizes.items()},
+            "moments": block.moments.tolist(),
         }
     ).encode()
     digest = hashlib.sha256()
@@ -104,5 +131,6 @@ def read_block(path: Path) -> tuple[Block, int]:
             raise DamagedError(f"{path.name} has a wrong checksum")
     fields = json.loads(header)
     sizes = {name: np.asarray(values, dtype=np.int64) for name, values in fields["sizes"].items()}
-    block = Block(fields["plan"], fields["index"], tuple(fields["counts"]), fields["forwarded"], sizes)
+    moments = np.asarray(fields["moments"], dtype=np.float64).reshape(-1, 4)
+    block = Block(fields["plan"], fields["index"], tuple(fields["counts"]), fields["forwarded"], sizes, moments)
     return block, start + length

@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from vfmadapt.raster.blocks import SIDE, Block, compress, write_block
+from vfmadapt.raster.blocks import DTYPES, SIDE, Block, compress, is_void, write_block
+from vfmadapt.raster.moments import joined, moments
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.reading import Done
 from vfmadapt.raster.scoring import ScoredRow
 from vfmadapt.raster.tiling import Area, Blender, winning_class
-from vfmadapt.raster.write import NODATA
+from vfmadapt.raster.write import NODATA, nodata_of
 
 FULL = 254
 """What 1.0 is stored as in the file of scores; 255 is nodata."""
@@ -55,7 +57,7 @@ def finish(
     The tiles' logits are those of all maps, one after another.
     """
     finishers = [Finisher(plan, path_of) for plan, path_of in maps]
-    ends = list(accumulate((len(plan.classes) for plan, _ in maps), initial=0))
+    ends = list(accumulate((plan.outputs for plan, _ in maps), initial=0))
     for row in rows:
         taken = [f.take(_part_of(row, first, last)) for f, first, last in zip(finishers, ends, ends[1:], strict=False)]
         failed = (done for done in taken if isinstance(done, Done) and done.error)
@@ -64,7 +66,7 @@ def finish(
 
 
 def _part_of(row: ScoredRow | Done, first: int, last: int) -> ScoredRow | Done:
-    """The row with the classes `first` to `last` - 1 only."""
+    """The row with the outputs `first` to `last` - 1 only."""
     if isinstance(row, Done):
         return row
     return replace(row, tiles=[(column, logits[first:last]) for column, logits in row.tiles])
@@ -79,10 +81,10 @@ class _Part:
         self._starts = plan.grid.rows_over(inside.row, inside.bottom)
         self._columns = plan.grid.columns_over(inside.column, inside.right)
         self._blender: Blender | None = None
-        files = [name for name in ("class", "scores") if plan.bands_of(name)]
-        self._strips = {f: np.full((plan.bands_of(f), SIDE, self._area.width), NODATA, dtype=np.uint8) for f in files}
-        self._tiles: dict[str, list[list[bytes]]] = {f: [[] for _ in range(plan.bands_of(f))] for f in files}
+        self._strips = {f: _void((n, SIDE, self._area.width), DTYPES[f]) for f, n in plan.files.items()}
+        self._tiles: dict[str, list[list[bytes]]] = {f: [[] for _ in range(n)] for f, n in plan.files.items()}
         self._counts = np.zeros(NODATA + 1, dtype=np.int64)
+        self._moments = moments(np.empty((len(plan.values), 0), dtype=np.float32))
         self._row = self._area.row
         self._forwarded = 0
 
@@ -92,8 +94,8 @@ class _Part:
             return 0
         plan, last = self._plan, row.first == self._starts[-1]
         if self._blender is None:
-            scores = plan.bands_of("scores") > 0
-            self._blender = Blender(plan.grid, self._columns, len(plan.classes), votes=scores)
+            wanted = {"votes": "scores" in plan.files, "total": "value" in plan.files}
+            self._blender = Blender(plan.grid, self._columns, plan.outputs, **wanted)
         for column, logits in row.tiles:
             self._blender.add(column, logits)
         self._forwarded += len(row.tiles)
@@ -113,27 +115,34 @@ class _Part:
         at = (slice(None), rows, slice(inside.column - left, inside.right - left))
         into = (slice(None), slice(self._row % SIDE, self._row % SIDE + stop - self._row), slice(0, inside.width))
         if valid.any():
-            votes = None if self._blender.votes is None else self._blender.votes[at]
-            for name, values in decide(self._plan, self._blender.sums[at], votes).items():
+            sums, total, votes = self._blender.sums[at], self._blender.total[at], self._blender.votes[at]
+            for name, values in decide(self._plan, sums, total, votes).items():
                 np.copyto(self._strips[name][into], values, where=valid)
-        self._count(self._strips["class"][into][0], Area(self._row, inside.column, stop - self._row, inside.width))
+        self._count(into, Area(self._row, inside.column, stop - self._row, inside.width))
         self._row = stop
         if stop % SIDE == 0:
             self._compress()
 
-    def _count(self, labels: NDArray[np.uint8], where: Area) -> None:
-        """Count the labels inside the window."""
+    def _count(self, into: tuple[slice, slice, slice], where: Area) -> None:
+        """Count what lies inside the window, of the pixels `into` of the strips; they are the raster's `where`."""
         part = where.cut(self._plan.window)
-        if min(part.height, part.width) > 0:
-            row, column = part.row - where.row, part.column - where.column
-            counted = labels[row : row + part.height, column : column + part.width]
+        if min(part.height, part.width) < 1:
+            return
+        row, column = part.row - where.row, part.column - where.column
+        name = next(iter(self._strips))
+        counted = self._strips[name][into][:, row : row + part.height, column : column + part.width]
+        if name == "class":
             self._counts += np.bincount(counted.ravel(), minlength=NODATA + 1)
+            return
+        known = ~is_void(counted[0])
+        self._counts[[0, NODATA]] += known.sum(), (~known).sum()
+        self._moments = joined(self._moments, moments(counted[:, known]))
 
     def _compress(self) -> None:
         for name, strip in self._strips.items():
             for band, tiles in zip(strip, self._tiles[name], strict=True):
                 tiles += [compress(band[:, c : c + SIDE]) for c in range(0, band.shape[1], SIDE)]
-            strip[:] = NODATA
+            strip[:] = nodata_of(strip.dtype)
 
     def finished(self, key: str) -> tuple[Block, dict[str, list[bytes]]]:
         """The block, and its tiles by file."""
@@ -151,30 +160,37 @@ class _Part:
             sizes[name] = np.array([[len(t) for t in band] for band in full]).reshape(-1, rows, columns)
             tiles[name] = [tile for band in full for tile in band]
         counts = tuple(self._counts.tolist())
-        return Block(key, self._index, counts, self._forwarded, sizes), tiles
+        return Block(key, self._index, counts, self._forwarded, sizes, self._moments), tiles
 
 
-def decide(plan: Plan, sums: NDArray[np.float32], votes: NDArray[np.float32] | None) -> dict[str, NDArray[np.uint8]]:
-    """Weighted sums of logits (K, h, w) -> what is stored, (bands, h, w) for each file.
+def _void(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    return np.full(shape, nodata_of(dtype), dtype=dtype)
 
-    Scores, with `votes` (K + 1, h, w: weights of the tiles that chose each class, and of all): probabilities (softmax
-    of the mean logits), their entropy over its maximum log K, and the share of the overlapping tiles' weight that voted
-    for another class than the map's.
+
+def decide(
+    plan: Plan, sums: NDArray[np.float32], total: NDArray[np.float32], votes: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """Weighted sums of the model's outputs (K, h, w) -> what is stored, (bands, h, w) for each file.
+
+    `total` (1, h, w) are the sums of the weights, empty where only labels are wanted. Values are means. Scores, with
+    `votes` (K, h, w: weights of the tiles that chose each class): probabilities (softmax of the mean logits), their
+    entropy over its maximum log K, and the share of the overlapping tiles' weight that voted for another class than the
+    map's.
     """
+    if not len(total):
+        return {"class": winning_class(sums)[None]}
+    total = np.maximum(total, np.finfo(np.float32).tiny)  # 0 where no tile was added: void
+    means = sums / total
+    if plan.values:
+        return {"value": means}
     labels = winning_class(sums)
-    files = {"class": labels[None]}
-    if votes is None:
-        return files
-    total = np.maximum(votes[-1], np.finfo(np.float32).tiny)  # 0 where no tile was added: void
-    logits = sums / total
-    shares = np.exp(logits - logits.max(axis=0))
+    shares = np.exp(means - means.max(axis=0))
     shares /= shares.sum(axis=0)
     planes = list(shares) if "probabilities" in plan.layers else []
     if "entropy" in plan.layers:
         terms = shares * np.log(np.maximum(shares, np.finfo(np.float32).tiny))
         planes.append(-terms.sum(axis=0) / np.log(max(len(shares), 2)))
     if "disagreement" in plan.layers:
-        winner = np.take_along_axis(votes[:-1], labels[None].astype(np.intp), axis=0)[0]
-        planes.append(1 - winner / total)
-    files["scores"] = np.rint(np.clip(np.stack(planes), 0, 1) * FULL).astype(np.uint8)
-    return files
+        winner = np.take_along_axis(votes, labels[None].astype(np.intp), axis=0)
+        planes.append(1 - (winner / total)[0])
+    return {"class": labels[None], "scores": np.rint(np.clip(np.stack(planes), 0, 1) * FULL).astype(np.uint8)}

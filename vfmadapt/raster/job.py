@@ -15,12 +15,12 @@ import torch
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.errors import UserError
-from vfmadapt.raster.finishing import FULL, finish
+from vfmadapt.raster.finishing import finish
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, raster_info
-from vfmadapt.raster.merge import Collected, collect, pyramid
+from vfmadapt.raster.merge import Collected, bands_of, collect, pyramid
 from vfmadapt.raster.pipeline import ahead
-from vfmadapt.raster.plan import LAYERS, Plan
+from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.reading import Done, TileRow, read_rows, with_units_checked
 from vfmadapt.raster.scoring import Scorer, evaluation
 from vfmadapt.raster.throughput import largest_batch
@@ -66,7 +66,7 @@ class Job:
         device: torch.device,
         maps: Sequence[tuple[Plan, BlockFolder]] = (),
     ) -> None:
-        self.plan, self.folder, self._model, self._device = plan, folder, model, device
+        self.plan, self.folder, self.model, self.device = plan, folder, model, device
         self.maps = list(maps) or [(plan, folder)]
         self._called = torch.compile(model) if plan.compute["compile"] == "true" else model
 
@@ -76,7 +76,7 @@ class Job:
 
         Of a whole job that fails no empty folder stays.
         """
-        find = partial(largest_batch, self._model, self.plan, self._device) if auto_batch else None
+        find = self.largest_batch if auto_batch else None
         with ExitStack() as stack:
             for number, (plan, folder) in enumerate(self.maps):
                 stack.enter_context(folder.locked(part))
@@ -87,6 +87,10 @@ class Job:
                 self.maps[number], find = (plan, folder), None
                 self.plan = replace(self.plan, batch=plan.batch)
             yield
+
+    def largest_batch(self) -> int:
+        """Tiles per forward pass for batch=auto."""
+        return largest_batch(self.model, self.plan, self.device)
 
     def run_block(self, index: int) -> None:
         """Compute one block and write its file; the same bytes whenever and wherever it is done."""
@@ -147,11 +151,11 @@ class Job:
 
         A block is asked for once the one before it has been read. `work` is told of the model's seconds and tiles.
         """
-        scorer, before = Scorer(self._called, self.plan, self._device), work.model_seconds
-        rows = with_units_checked(self.plan.source, self._model.spec, self.rows(indices))
+        scorer, before = Scorer(self._called, self.plan, self.device), work.model_seconds
+        rows = with_units_checked(self.plan.source, self.model.spec, self.rows(indices))
         scored = ahead(scorer.score(ahead(rows)))
         try:
-            with evaluation(self._model):
+            with evaluation(self.model):
                 for done in finish([(plan, folder.block) for plan, folder in self.maps], scored):
                     work.model_seconds = before + scorer.seconds
                     yield done
@@ -191,8 +195,8 @@ def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[s
     tags = tags_of(collected)
     try:
         for name, image in collected.images.items():
-            bands, unit = ([name], 1.0) if name == "class" else (_score_names(plan), 1 / FULL)
-            header = map_header(info, bands, classes=classes, tags=tags, unit=unit)
+            bands = bands_of(plan, collected, name)
+            header = map_header(info, bands, dtype=image.dtype, classes=classes, tags=tags)
             temporary = folder.path / f"{name}.tif"
             with (folder.path / "overviews").open("w+b") as spool:
                 write_tiff(temporary, pyramid(image, plan, spool), read_tags(header))
@@ -205,8 +209,8 @@ def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[s
 
 
 def file_of(output: Path, name: str) -> Path:
-    """Where the file "class" or "scores" lies."""
-    return output if name == "class" else output.with_name(f"{output.stem}_{name}{output.suffix}")
+    """Where a file of `Plan.files` lies."""
+    return output if name in ("class", "value") else output.with_name(f"{output.stem}_{name}{output.suffix}")
 
 
 def shifted(info: RasterInfo, window: Area) -> RasterInfo:
@@ -224,12 +228,6 @@ def shifted(info: RasterInfo, window: Area) -> RasterInfo:
     placed = not info.transform.is_identity  # the identity says that there is none
     transform = info.transform * Affine.translation(window.column, window.row) if placed else info.transform
     return replace(info, transform=transform, gcps=points, rpcs=rpcs)
-
-
-def _score_names(plan: Plan) -> list[str]:
-    """Names of the bands of the file of scores, as `decide` orders them."""
-    shares = [f"probability of {name}" for name, _ in plan.classes] if "probabilities" in plan.layers else []
-    return shares + [name for name in LAYERS[2:] if name in plan.layers]
 
 
 def _tidy(folder: BlockFolder, kind: type[BaseException] | None, *_: object) -> None:

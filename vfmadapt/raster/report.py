@@ -2,12 +2,13 @@
 
 import json
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vfmadapt.raster.io import RasterInfo
 from vfmadapt.raster.job import Work, file_of
 from vfmadapt.raster.merge import Collected
+from vfmadapt.raster.moments import Statistics
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.write import NODATA
 
@@ -17,8 +18,9 @@ class PredictResult:
     """A finished map.
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
-    (it is the area on that projection); `void` counts pixels without data; `scores` is the file of probabilities,
-    entropy and disagreement, if asked for; `seconds` is the time that it took in all, `model_seconds` in the model.
+    (it is the area on that projection); `values` are statistics by name where the model gives values instead; `void`
+    counts pixels without data; `scores` is the file of probabilities, entropy and disagreement, if asked for; `seconds`
+    is the time that it took in all, `model_seconds` in the model.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class PredictResult:
     seconds: float
     scores: Path | None = None
     model_seconds: float = 0.0
+    values: dict[str, Statistics] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -42,11 +45,12 @@ def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected,
     counts = collected.counts
     pixels = {name: int(counts[i]) for i, (name, _) in enumerate(plan.classes)}
     area, one = None, _pixel_km2(info)
-    if one is not None:
+    if one is not None and pixels:
         area = {name: count * one for name, count in pixels.items()}
-    scores = file_of(output, "scores") if plan.bands_of("scores") else None
+    scores = file_of(output, "scores") if "scores" in plan.files else None
     size = (plan.window.height, plan.window.width)
-    return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores)
+    values = {name: found for (name, _), found in zip(plan.values, collected.statistics, strict=True)}
+    return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values)
 
 
 def _pixel_km2(info: RasterInfo) -> float | None:
@@ -58,7 +62,9 @@ def _pixel_km2(info: RasterInfo) -> float | None:
 
 
 def statistics_tags(result: PredictResult) -> dict[str, str]:
-    """Statistics for the map's own tags."""
+    """What the map's own tags say of its classes."""
+    if result.values:
+        return {}
     tags = {
         "CLASS_PIXELS": json.dumps(result.pixels),
         "CLASS_SHARES": json.dumps({name: round(share, 6) for name, share in result.shares.items()}),

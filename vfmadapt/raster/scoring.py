@@ -120,7 +120,7 @@ class Scorer:
                 f"a batch of {plan.batch} tiles of {plan.tile} pixels does not fit into the {self._device.type} "
                 "device's memory; take a smaller batch= (batch=auto finds one) or tile="
             )
-        expected = (len(images), len(self._plan.classes), *images.shape[2:])
+        expected = (len(images), self._plan.outputs, *images.shape[2:])
         if tuple(logits.shape) != expected:
             raise RuntimeError(f"the model gave logits {tuple(logits.shape)}, not {expected}")
         out: NDArray[np.float32] = logits.float().cpu().numpy()

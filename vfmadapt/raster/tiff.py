@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,12 @@ _COPIED_TO_OVERVIEWS = (_COLOURS, _GDAL_NODATA)
 
 @dataclass(frozen=True)
 class Level:
-    """The full image or an overview: its size, the bytes of each tile (bands, rows, columns) and how to read one."""
+    """The full image or an overview: size, bytes of each tile (bands, rows, columns), pixel type, how to read one."""
 
     height: int
     width: int
     sizes: NDArray[np.int64]
+    dtype: np.dtype[Any]
     read: Callable[[int, int, int], bytes]
 
 
@@ -80,7 +82,7 @@ def _tags(level: Level, copied: Mapping[int, Tag], *, overview: bool) -> dict[in
         254: _longs(int(overview)),
         256: _longs(level.width),
         257: _longs(level.height),
-        258: _shorts(*[8] * bands),  # bits
+        258: _shorts(*[8 * level.dtype.itemsize] * bands),
         259: _shorts(8),  # deflate
         262: _shorts(3 if _COLOURS in copied else 1),  # palette or grey
         277: _shorts(bands),
@@ -88,6 +90,8 @@ def _tags(level: Level, copied: Mapping[int, Tag], *, overview: bool) -> dict[in
         322: _longs(SIDE),
         323: _longs(SIDE),
     }
+    if level.dtype.kind == "f":
+        tags |= {317: _shorts(3), 339: _shorts(*[3] * bands)}  # predictor and sample format for floats
     if bands > 1:
         tags[338] = _shorts(*[0] * (bands - 1))  # what the other bands are is not said
     return tags | {k: v for k, v in copied.items() if not overview or k in _COPIED_TO_OVERVIEWS}

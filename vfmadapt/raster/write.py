@@ -1,19 +1,39 @@
-"""Label maps out: GeoTIFFs that lie exactly where their source lies, and files that appear whole or not at all."""
+"""Maps out: GeoTIFFs that lie exactly where their source lies, and files that appear whole or not at all."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.errors import UserError
 from vfmadapt.raster.io import RasterInfo
 
 NODATA = 255
-"""Label of pixels without data in every map that we write."""
+"""Label of pixels without data in every map of classes that we write; in maps of values they are NaN."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a map says of one of its bands: name, what a stored 1 is worth, unit, and tags of its own."""
+
+    name: str
+    scale: float = 1.0
+    unit: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def nodata_of(dtype: DTypeLike) -> float:
+    """What pixels without data hold."""
+    return math.nan if np.dtype(dtype).kind == "f" else NODATA
 
 
 @contextmanager
@@ -46,19 +66,24 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def map_header(
-    info: RasterInfo, names: Sequence[str], *, classes: Sequence[ClassSpec], tags: Mapping[str, str], unit: float = 1.0
+    info: RasterInfo,
+    bands: Sequence[Band],
+    *,
+    dtype: DTypeLike,
+    classes: Sequence[ClassSpec] = (),
+    tags: Mapping[str, str],
 ) -> bytes:
     """A GeoTIFF of one pixel in memory that says all that a map says besides its pixels.
 
-    CRS, transform, control points and RPCs of `info`; nodata 255; a band for each of `names`; classes as tags
-    (`CLASS_NAMES`: JSON list; `CLASS_0` ...); as colour table too, where `unit` is 1, else it is the bands' scale.
+    CRS, transform, control points and RPCs of `info`; nodata; the bands' names, scales, units and tags; classes as tags
+    (`CLASS_NAMES`: JSON list; `CLASS_0` ...), as colour table too where the pixels are labels.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.io import MemoryFile
 
-    profile: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "count": len(names), "height": 1, "width": 1}
-    profile |= {"nodata": NODATA, "bigtiff": "YES"}
+    profile: dict[str, Any] = {"driver": "GTiff", "count": len(bands), "height": 1, "width": 1}
+    profile |= {"dtype": np.dtype(dtype).name, "nodata": nodata_of(dtype), "bigtiff": "YES"}
     if info.crs is not None:
         profile["crs"] = info.crs
     if not info.transform.is_identity:
@@ -67,14 +92,23 @@ def map_header(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open(**profile) as dataset:
             _georeference(dataset, info)
-            if unit == 1:
+            dataset.descriptions = [band.name for band in bands]
+            dataset.units = [band.unit for band in bands]
+            if any(band.scale != 1 for band in bands):
+                dataset.scales = [band.scale for band in bands]
+            elif classes:
                 dataset.write_colormap(1, _colour_table(classes))
-            else:
-                dataset.scales = [unit] * len(names)
-            dataset.descriptions = list(names)
-            labels = {f"CLASS_{i}": c.name for i, c in enumerate(classes)}
-            dataset.update_tags(CLASS_NAMES=json.dumps([c.name for c in classes]), **labels, **tags)
+            for index, band in enumerate(bands, start=1):
+                dataset.update_tags(index, **band.tags)
+            dataset.update_tags(**_class_tags(classes), **tags)
         return bytes(memory.getbuffer())
+
+
+def _class_tags(classes: Sequence[ClassSpec]) -> dict[str, str]:
+    if not classes:
+        return {}
+    names = [c.name for c in classes]
+    return {"CLASS_NAMES": json.dumps(names)} | {f"CLASS_{i}": name for i, name in enumerate(names)}
 
 
 def _georeference(dataset: Any, info: RasterInfo) -> None:
