@@ -182,9 +182,10 @@ def _gathered(
 
 def _means(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     """Mean of the pixels with data among each `step` x `step`."""
-    height, width = values.shape
-    cells = values.reshape(height // step, step, width // step, step)
-    known = ~is_void(cells)
-    count = known.sum(axis=(1, 3))
-    means = np.where(known, cells, 0).sum(axis=(1, 3), dtype=np.float64) / np.maximum(count, 1)
-    return np.where(count > 0, means, np.nan).astype(np.float32)
+    total, count = np.zeros((2, values.shape[0] // step, values.shape[1] // step))
+    for row, column in np.ndindex(step, step):
+        cells = values[row::step, column::step]
+        known = ~is_void(cells)
+        np.add(total, cells, out=total, where=known)
+        count += known
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

@@ -49,7 +49,8 @@ def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected,
         area = {name: count * one for name, count in pixels.items()}
     scores = file_of(output, "scores") if "scores" in plan.files else None
     size = (plan.window.height, plan.window.width)
-    values = {name: found for (name, _), found in zip(plan.values, collected.statistics, strict=True)}
+    named = zip(plan.values, collected.statistics, strict=True)
+    values = {name: found for (name, _), found in named} if collected.known else {}
     return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values)
 
 
