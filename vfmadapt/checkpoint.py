@@ -83,6 +83,8 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and all tensors of an adapter file; raises as `read_header` does."""
     from safetensors import SafetensorError, safe_open
 
+    if not isinstance(path, str | Path):
+        raise UserError(f"adapter_file={path}: wanted here is one file; only predict takes several")
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such adapter file; train one with tools/train.py")

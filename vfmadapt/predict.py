@@ -1,7 +1,7 @@
 """The tool `predict`: an adapter file and a raster in, a georeferenced map and a preview picture out."""
 
 import logging
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from vfmadapt.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from vfmadapt.bank import Bank
     from vfmadapt.contracts import DataSpec
+    from vfmadapt.model import AdaptedModel
     from vfmadapt.raster.predict import PredictResult
 
 log = logging.getLogger(__name__)
@@ -23,8 +25,9 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
 
     Returns:
         "map", "scores" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the pixels with
-        data), "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and
-        "seconds"; of one part of an array job, "blocks": how many were computed now.
+        data), "values" (least, greatest, mean and deviation of each, of a model that gives values), "area_km2" (None
+        without a projected CRS), "void" (pixels without data), "size" [height, width] and "seconds"; of several adapter
+        files "maps", all that by name; of one part of an array job, "blocks": how many were computed now.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -43,33 +46,66 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source = one_raster(cfg.input, output)
     raster_info(source)  # before the seconds that a model takes to load
 
+    from vfmadapt.bank import load_many
     from vfmadapt.checkpoint import load
-    from vfmadapt.raster.predict import Settings, predict_part, predict_raster
 
-    model = load(cfg.adapter_file).to(choose_device(cfg.device))
+    named = _named(cfg)
+    return _mapped(cfg, load(cfg.adapter_file) if named is None else load_many(named), source, output)
+
+
+def _mapped(cfg: "DictConfig", model: "AdaptedModel | Bank", source: str, output: Path) -> dict[str, Any]:
+    from vfmadapt.bank import Bank
+    from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
+
     given = plain(cfg)
+    run: dict[str, Any] = {"restart": cfg.restart, "progress": True}
+    if cfg.engine == "ray":  # which device, the cluster says
+        run |= {"cluster": RayCluster(**given["ray"]), "device": None if cfg.device == "auto" else cfg.device}
+    else:
+        model.to(choose_device(cfg.device))
     settings: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings)}
     if cfg.engine == "array":
-        part: dict[str, Any] = {"index": cfg.index, "of": cfg.of, "restart": cfg.restart, "progress": True}
-        blocks = predict_part(model, source, output, Settings(**settings), **part)
+        blocks = predict_part(model, source, output, Settings(**settings), index=cfg.index, of=cfg.of, **run)
         log.info(
-            "part %d of %d: %d blocks; after all parts: predict engine=merge output=%s",
+            "part %d of %d: %d blocks; after all parts the same with engine=merge, output=%s",
             cfg.index,
             cfg.of,
             blocks,
             output,
         )
         return {"blocks": blocks}
-    result = predict_raster(model, source, output, **settings, restart=cfg.restart, progress=True)
-    return _told(result, _preview(cfg, source, model.spec, result) if cfg.preview else None)
+    if isinstance(model, Bank):
+        results = predict_many(model, source, output, Settings(**settings), **run)
+        return {"maps": {name: _shown(cfg, source, model.specs[name], result) for name, result in results.items()}}
+    return _shown(cfg, source, model.spec, predict_raster(model, source, output, **settings, **run))
 
 
 def _merge(cfg: "DictConfig") -> dict[str, Any]:
-    from vfmadapt.raster.predict import merge_parts
+    from vfmadapt.raster.predict import merge_parts, output_of
 
     if not cfg.output:
         raise UserError("output= is missing; write predict engine=merge output=NAME.tif, as the parts did")
-    return _told(merge_parts(cfg.output), None)
+    if (named := _named(cfg)) is None:
+        return _told(merge_parts(cfg.output), None)
+    return {"maps": {name: _told(merge_parts(output_of(Path(cfg.output), name)), None) for name in named}}
+
+
+def _named(cfg: "DictConfig") -> dict[str, str] | None:
+    """Several adapter files by name: the file's stem, or its folder's where stems are equal; None for one file."""
+    files = plain(cfg)["adapter_file"]
+    if not isinstance(files, list):
+        return None
+    stems = [Path(file).stem for file in files]
+    if len(set(stems)) < len(files):
+        stems = [Path(file).resolve().parent.name for file in files]
+    if len(set(stems)) < len(files):
+        raise UserError(f"adapter_file={files}: files and folders have the same names, so would the maps; rename one")
+    return {stem.replace(".", "_"): file for stem, file in zip(stems, files, strict=True)}
+
+
+def _shown(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> dict[str, Any]:
+    """Told, with a picture where asked for."""
+    return _told(result, _preview(cfg, source, spec, result) if cfg.preview else None)
 
 
 def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> Path:
@@ -84,6 +120,7 @@ def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictR
         bands=shown_bands(raster_info(source), spec.bands, plain(cfg)["bands"]),
         names=spec.bands,
         classes=spec.classes,
+        values=spec.values,
         shares=result.shares,
         window=plain(cfg)["window"],
     )
@@ -93,6 +130,8 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
     """Log what was made; the same for scripts."""
     for name, share in result.shares.items():
         log.info("  %-16s %6.2f %%", name, 100 * share)
+    for name, found in result.values.items():
+        log.info("  %-16s %g to %g, mean %g", name, found.least, found.greatest, found.mean)
     log.info("map: %s", result.path)
     if result.scores is not None:
         log.info("scores: %s", result.scores)
@@ -104,6 +143,7 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
         "preview": None if preview is None else str(preview),
         "pixels_per_class": result.pixels,
         "shares": result.shares,
+        "values": {name: asdict(found) for name, found in result.values.items()},
         "area_km2": result.area_km2,
         "void": result.void,
         "size": list(result.size),

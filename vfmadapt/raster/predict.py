@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,14 @@ from vfmadapt.raster.fingerprint import source_fingerprint
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, open_raster
 from vfmadapt.raster.job import Job, merge
+from vfmadapt.raster.many import Segmenters, job_of_many
+from vfmadapt.raster.many import output_of as output_of
 from vfmadapt.raster.merge import Collected
 from vfmadapt.raster.mosaic import one_raster as one_raster
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.planning import Settings as Settings
 from vfmadapt.raster.planning import make_plan
+from vfmadapt.raster.ray_engine import RayCluster as RayCluster
 from vfmadapt.raster.report import PredictResult as PredictResult
 from vfmadapt.raster.report import map_result, statistics_tags, summary
 from vfmadapt.raster.scoring import device_of
@@ -92,8 +95,8 @@ def predict_raster(
         compile: `torch.compile` the model: minutes at first, then a faster forward pass.
         channels_last: give the model its tiles in that memory layout, which suits convolutions on a GPU.
         device: where to run; by default where the model is.
-        cluster: compute on the nodes of a Ray cluster, on GPUs if it has any and `device` does not say otherwise. The
-            model is sent to them; where its class is defined in a script, it must pickle.
+        cluster: compute on the nodes of a Ray cluster, on GPUs if it has any and `device` does not say otherwise; the
+            model is sent to them.
         restart: drop the blocks of an interrupted run with other inputs or settings.
         progress: show a bar on standard error, if that is a terminal.
 
@@ -116,7 +119,40 @@ def predict_raster(
         compile=compile,
         channels_last=channels_last,
     )
-    return _mapped(model, source, output, settings, device=device, restart=restart, progress=progress)[0]
+    run: dict[str, Any] = {"device": device, "cluster": cluster, "restart": restart, "progress": progress}
+    return _mapped(model, source, output, settings, **run)[0]
+
+
+def predict_many(
+    models: Segmenters,
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    device: str | torch.device | None = None,
+    cluster: RayCluster | None = None,
+    restart: bool = False,
+    progress: bool = False,
+) -> dict[str, PredictResult]:
+    """Map a raster with several models at once: it is read once, and what the models have in common is computed once.
+
+    The map of model NAME is `output` with _NAME after its stem; it has the bytes that the model alone would give.
+
+    Args:
+        models: from `vfmadapt.load_many`.
+        source: as for `predict_raster`, like all that follows.
+        output: see above.
+        settings: how to map.
+        device: where to run.
+        cluster: a Ray cluster.
+        restart: drop the blocks of an interrupted run with other inputs or settings.
+        progress: show a bar.
+
+    Raises:
+        UserError: as `predict_raster`; models that want other bands of the raster.
+    """
+    run: dict[str, Any] = {"device": device, "cluster": cluster, "restart": restart, "progress": progress}
+    return dict(zip(models.names(), _mapped(models, source, output, settings, **run), strict=True))
 
 
 def predict_part(
@@ -132,6 +168,8 @@ def predict_part(
     progress: bool = False,
 ) -> int:
     """Compute every `of`-th block of a map, from block `index` (counted from 0) on; `merge_parts` makes the map.
+
+    `model` may be several (see `predict_many`); each of the maps is then merged by itself.
 
     For array jobs (Slurm, Kubernetes) on machines that share a file system: any number of parts at once, in any order,
     each as often as need be. What all parts together give has the bytes of one `predict_raster`.
@@ -180,12 +218,19 @@ def _mapped(
     settings: Settings,
     *,
     device: str | torch.device | None,
+    cluster: RayCluster | None,
     restart: bool,
     progress: bool,
 ) -> list[PredictResult]:
     start = time.perf_counter()
-    job, info = _job(model, source, Path(output), device, settings)
-    with job.opened(auto_batch=settings.batch == "auto", restart=restart):
+    with ExitStack() as stack:
+        if cluster is not None:
+            stack.enter_context(cluster.connected())
+            device = cluster.device(device)
+        job, info = _job(model, source, Path(output), device, settings)
+        if cluster is not None:
+            job = cluster.job(job)
+        stack.enter_context(job.opened(auto_batch=settings.batch == "auto", restart=restart))
         with _bar(job.plan, len(job.plan.blocks), progress) as on_pixels:
             work = job.run(job.plan.blocks, on_pixels)
         made = [_merged(folder, plan, info) for plan, folder in job.maps]
@@ -200,12 +245,19 @@ def _mapped(
 def _job(
     model: Any, source: str | Path, output: Path, device: str | torch.device | None, settings: Settings
 ) -> tuple[Job, RasterInfo]:
-    _check(Path(source), output)
+    several = isinstance(model, Segmenters)
+    for path in [output_of(output, name) for name in model.names()] if several else [output]:
+        _check(Path(source), path)
     place = device_of(model) if device is None else torch.device(device)
-    plan, info = make_plan(model, one_raster(str(source), output), place, settings)
+    raster = one_raster(str(source), output)
+    if several:
+        job, info = job_of_many(model, raster, output, place, settings)
+    else:
+        plan, info = make_plan(model, raster, place, settings)
+        job = Job(plan, BlockFolder(output), model, place)
     if not info.georeferenced:
         logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
-    return Job(plan, BlockFolder(output), model, place), info
+    return job, info
 
 
 def _merged(folder: BlockFolder, plan: Plan, info: RasterInfo) -> tuple[PredictResult, Collected]:
