@@ -48,7 +48,7 @@ def write(path, adapter, data, family="vit", **settings):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Adapters inside blocks, of the weights, before all blocks, none; one that normalises otherwise."""
+    """Adapters after blocks, of weights, of the tokens, none; one that normalises otherwise."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("adapters")
     return {
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
         "bare": write(folder / "bare.safetensors", "frozen", spec(4)),
         "biases": write(folder / "biases.safetensors", "bitfit", spec(2)),
         "prompts": write(folder / "prompts.safetensors", "vpt", spec(5)),
-        "inside": write(folder / "inside.safetensors", "lora", spec(3)),
+        "first": write(folder / "first.safetensors", "ssf", spec(3)),  # from the patch embedding on
     }
 
 
