@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
 
-_LEAST = 1e-8  # weight at a tile's edge: lost in float32 beside another tile's 1, and yet a weight at the raster's frame
+_LEAST = 1e-8  # weight at a tile's edge: lost in float32 beside another tile's 1, yet > 0 at the raster's frame
 _STRIP = 32  # rows at a time that are compared class by class: they stay in the processor's cache
 
 
@@ -97,9 +97,9 @@ class TileGrid:
 def window(tile: int, overlap: int) -> NDArray[np.float32]:
     """Weights (tile, tile) of a tile: raised-cosine ramps over the overlap's middle half, 1 inside, > 0 everywhere.
 
-    The outer quarter of the overlap, where a model sees the tile's edge, counts only where no other tile reaches. Where
-    overlap <= tile / 2 the windows of a grid sum to 1 by themselves inside (sin^2 + cos^2); at the raster's frame and
-    beside skipped tiles they sum to less, but nowhere to 0.
+    Where overlap <= tile / 2, its outer quarter, in which a model sees the tile's edge, counts only where no other tile
+    reaches, and the windows of a grid sum to 1 by themselves inside (sin^2 + cos^2). At the raster's frame and beside
+    skipped tiles they sum to less, but nowhere to 0.
     """
     distance = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5  # to the tile's edge, from pixel centres
     share = np.clip((distance - overlap / 4) / (overlap / 2), 0.0, 1.0) if overlap else np.ones(tile)
