@@ -27,6 +27,7 @@ _NULL_DEFAULT: dict[str, Any] = {
     "output": str,
     "ray.actors": int,
     "ray.address": str,
+    "polygons": str,
     "resume": bool | str,
     "scale": float,
     "tta": str,

@@ -24,10 +24,11 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """Map `cfg.input` with the model in `cfg.adapter_file`; see conf/predict.yaml for the keys.
 
     Returns:
-        "map", "scores" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the pixels with
-        data), "values" (least, greatest, mean and deviation of each, of a model that gives values), "area_km2" (None
-        without a projected CRS), "void" (pixels without data), "size" [height, width] and "seconds"; of several adapter
-        files "maps", all that by name; of one part of an array job, "blocks": how many were computed now.
+        "map", "scores", "polygons" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the
+        pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
+        "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and "seconds";
+        of several adapter files "maps", all that by name; of one part of an array job, "blocks": how many were computed
+        now.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -86,7 +87,7 @@ def _merge(cfg: "DictConfig") -> dict[str, Any]:
     if not cfg.output:
         raise UserError("output= is missing; write predict engine=merge output=NAME.tif, as the parts did")
     if (named := _named(cfg)) is None:
-        return _told(merge_parts(cfg.output), None)
+        return _told(merge_parts(cfg.output, polygons=cfg.polygons), None)
     return {"maps": {name: _told(merge_parts(output_of(Path(cfg.output), name)), None) for name in named}}
 
 
@@ -135,11 +136,14 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
     log.info("map: %s", result.path)
     if result.scores is not None:
         log.info("scores: %s", result.scores)
+    if result.polygons is not None:
+        log.info("polygons: %s", result.polygons)
     if preview is not None:
         log.info("preview: %s", preview)
     return {
         "map": str(result.path),
         "scores": None if result.scores is None else str(result.scores),
+        "polygons": None if result.polygons is None else str(result.polygons),
         "preview": None if preview is None else str(preview),
         "pixels_per_class": result.pixels,
         "shares": result.shares,

@@ -69,6 +69,13 @@ class RasterInfo:
         """Whether the raster knows where on a map it lies (a CRS, control points or RPCs)."""
         return self.crs is not None or bool(self.gcps) or self.rpcs is not None
 
+    @property
+    def pixel_m2(self) -> float | None:
+        """Square metres of a pixel on the projection; None without a projected CRS."""
+        if self.crs is None or not self.crs.is_projected:
+            return None
+        return float(abs(self.transform.determinant) * self.crs.linear_units_factor[1] ** 2)
+
 
 class Raster:
     """An open raster; made by `open_raster`."""
@@ -153,10 +160,16 @@ class Raster:
         window = Window(area.column, area.row, area.width, area.height)
         return self._read(bands, 1.0, 0.0, window=window, out_shape=shape, resampling=resampling)
 
-    def read_labels(self, max_side: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Band 1 as stored, (H, W), and where it is not void; decimated (nearest) to `max_side` if given."""
-        info = self.info
-        kwargs = {} if max_side is None else {"out_shape": _reduced(info.height, info.width, max_side)}
+    def read_labels(
+        self, max_side: int | None = None, area: Area | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Band 1 of an area, or all, as stored, and where it is not void; nearest pixels for `max_side` if given."""
+        from rasterio.windows import Window
+
+        info, area = self.info, area or Area(0, 0, self.info.height, self.info.width)
+        kwargs: dict[str, Any] = {"window": Window(area.column, area.row, area.width, area.height)}
+        if max_side is not None:
+            kwargs["out_shape"] = _reduced(area.height, area.width, max_side)
         with _reading(info.path):
             labels = self._dataset.read(1, **kwargs)
             known = ~holds(labels, info.nodata[0])

@@ -21,6 +21,7 @@ from vfmadapt.raster.io import RasterInfo, raster_info
 from vfmadapt.raster.merge import Collected, bands_of, collect, pyramid
 from vfmadapt.raster.pipeline import ahead
 from vfmadapt.raster.plan import Plan
+from vfmadapt.raster.polygons import write_polygons
 from vfmadapt.raster.reading import Done, TileRow, read_rows, with_units_checked
 from vfmadapt.raster.scoring import Scorer, evaluation
 from vfmadapt.raster.throughput import largest_batch
@@ -178,13 +179,16 @@ class Job:
         )
 
 
-def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[str, str]]) -> Collected:
-    """Finished blocks -> the map (and `NAME_scores.tif` beside it); the folder is left to the caller.
+def merge(
+    folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[str, str]], polygons: str | None = None
+) -> Collected:
+    """Finished blocks -> the map (and what is asked for beside it); the folder is left to the caller.
 
     Args:
         folder: where the blocks are.
         plan: their plan.
         tags_of: what the map's tags say of the pixels.
+        polygons: "gpkg" or "parquet": the map's regions as polygons, too.
 
     Raises:
         UserError: blocks are missing or damaged, or the disk is full.
@@ -201,6 +205,12 @@ def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[s
             with (folder.path / "overviews").open("w+b") as spool:
                 write_tiff(temporary, pyramid(image, plan, spool), read_tags(header))
             publish(temporary, file_of(folder.output, name))
+        if polygons is not None:
+            target = polygons_of(folder.output, polygons)
+            temporary = folder.path / target.name
+            temporary.unlink(missing_ok=True)  # of a run that was killed
+            write_polygons(folder.output, temporary, info, [c.name for c in classes])
+            publish(temporary, target)
     except (OSError, UserError) as error:
         if is_full(error):
             raise _no_space(folder) from error
@@ -211,6 +221,11 @@ def merge(folder: BlockFolder, plan: Plan, tags_of: Callable[[Collected], dict[s
 def file_of(output: Path, name: str) -> Path:
     """Where a file of `Plan.files` lies."""
     return output if name in ("class", "value") else output.with_name(f"{output.stem}_{name}{output.suffix}")
+
+
+def polygons_of(output: Path, form: str) -> Path:
+    """Where the polygons of a map lie."""
+    return output.with_suffix(f".{form}")
 
 
 def shifted(info: RasterInfo, window: Area) -> RasterInfo:

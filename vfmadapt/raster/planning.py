@@ -37,6 +37,7 @@ class Settings:
     dtype: str = "float32"
     compile: bool = False
     channels_last: bool = False
+    polygons: str | None = None
 
 
 def make_plan(model: Any, source: str, device: torch.device, settings: Settings) -> tuple[Plan, RasterInfo]:

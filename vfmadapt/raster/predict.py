@@ -18,7 +18,7 @@ from vfmadapt.raster.bands import shown_bands as shown_bands
 from vfmadapt.raster.fingerprint import source_fingerprint
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, open_raster
-from vfmadapt.raster.job import Job, merge
+from vfmadapt.raster.job import Job, merge, polygons_of
 from vfmadapt.raster.many import Segmenters, job_of_many
 from vfmadapt.raster.many import output_of as output_of
 from vfmadapt.raster.merge import Collected
@@ -26,6 +26,7 @@ from vfmadapt.raster.mosaic import one_raster as one_raster
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.planning import Settings as Settings
 from vfmadapt.raster.planning import make_plan
+from vfmadapt.raster.polygons import check_polygons
 from vfmadapt.raster.ray_engine import RayCluster as RayCluster
 from vfmadapt.raster.report import PredictResult as PredictResult
 from vfmadapt.raster.report import map_result, statistics_tags, summary
@@ -62,6 +63,7 @@ def predict_raster(
     dtype: str = "float32",
     compile: bool = False,
     channels_last: bool = False,
+    polygons: str | None = None,
     device: str | torch.device | None = None,
     cluster: RayCluster | None = None,
     restart: bool = False,
@@ -94,6 +96,7 @@ def predict_raster(
         dtype: what the model computes in, "float32" or "bfloat16".
         compile: `torch.compile` the model: minutes at first, then a faster forward pass.
         channels_last: give the model its tiles in that memory layout, which suits convolutions on a GPU.
+        polygons: "gpkg" or "parquet": also write the regions of each class as polygons, beside the map.
         device: where to run; by default where the model is.
         cluster: compute on the nodes of a Ray cluster, on GPUs if it has any and `device` does not say otherwise; the
             model is sent to them.
@@ -118,6 +121,7 @@ def predict_raster(
         dtype=dtype,
         compile=compile,
         channels_last=channels_last,
+        polygons=polygons,
     )
     run: dict[str, Any] = {"device": device, "cluster": cluster, "restart": restart, "progress": progress}
     return _mapped(model, source, output, settings, **run)[0]
@@ -191,7 +195,7 @@ def predict_part(
         return job.run(own, on_pixels).blocks
 
 
-def merge_parts(output: str | Path) -> PredictResult:
+def merge_parts(output: str | Path, *, polygons: str | None = None) -> PredictResult:
     """Make the map of the blocks that parts have left; the plan says all that is needed, no model is.
 
     Raises:
@@ -205,8 +209,9 @@ def merge_parts(output: str | Path) -> PredictResult:
         info = raster.info
         if source_fingerprint(raster.files, info) != plan.source_hash:
             raise UserError(f"{plan.source} has changed since its blocks were computed; compute them with restart=true")
+    check_polygons(polygons, info, plan.values)
     with folder.locked():
-        result, _ = _merged(folder, plan, info)
+        result, _ = _merged(folder, plan, info, polygons)
         folder.remove()
     return replace(result, seconds=time.perf_counter() - start)
 
@@ -233,7 +238,7 @@ def _mapped(
         stack.enter_context(job.opened(auto_batch=settings.batch == "auto", restart=restart))
         with _bar(job.plan, len(job.plan.blocks), progress) as on_pixels:
             work = job.run(job.plan.blocks, on_pixels)
-        made = [_merged(folder, plan, info) for plan, folder in job.maps]
+        made = [_merged(folder, plan, info, settings.polygons) for plan, folder in job.maps]
         for _, folder in job.maps:  # not before all maps are there
             folder.remove()
     seconds = time.perf_counter() - start
@@ -255,17 +260,20 @@ def _job(
     else:
         plan, info = make_plan(model, raster, place, settings)
         job = Job(plan, BlockFolder(output), model, place)
+    for plan, _ in job.maps:
+        check_polygons(settings.polygons, info, plan.values)
     if not info.georeferenced:
         logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
     return job, info
 
 
-def _merged(folder: BlockFolder, plan: Plan, info: RasterInfo) -> tuple[PredictResult, Collected]:
+def _merged(folder: BlockFolder, plan: Plan, info: RasterInfo, polygons: str | None) -> tuple[PredictResult, Collected]:
     def tags_of(collected: Collected) -> dict[str, str]:
         return statistics_tags(map_result(folder.output, info, plan, collected, 0.0))
 
-    collected = merge(folder, plan, tags_of)
+    collected = merge(folder, plan, tags_of, polygons)
     result = map_result(folder.output, info, plan, collected, 0.0)
+    result = replace(result, polygons=None if polygons is None else polygons_of(folder.output, polygons))
     if not collected.known:
         logger.warning("%s has no valid pixel: the map is all nodata", plan.source)
     return result, collected

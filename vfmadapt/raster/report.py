@@ -19,8 +19,8 @@ class PredictResult:
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
     (it is the area on that projection); `values` are statistics by name where the model gives values instead; `void`
-    counts pixels without data; `scores` is the file of probabilities, entropy and disagreement, if asked for; `seconds`
-    is the time that it took in all, `model_seconds` in the model.
+    counts pixels without data; `scores` is the file of probabilities, entropy and disagreement, `polygons` that of the
+    regions, if asked for; `seconds` is the time that it took in all, `model_seconds` in the model.
     """
 
     path: Path
@@ -32,6 +32,7 @@ class PredictResult:
     scores: Path | None = None
     model_seconds: float = 0.0
     values: dict[str, Statistics] = field(default_factory=dict)
+    polygons: Path | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -44,22 +45,14 @@ def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected,
     """The finished map of a plan."""
     counts = collected.counts
     pixels = {name: int(counts[i]) for i, (name, _) in enumerate(plan.classes)}
-    area, one = None, _pixel_km2(info)
+    area, one = None, info.pixel_m2
     if one is not None and pixels:
-        area = {name: count * one for name, count in pixels.items()}
+        area = {name: count * one / 1e6 for name, count in pixels.items()}
     scores = file_of(output, "scores") if "scores" in plan.files else None
     size = (plan.window.height, plan.window.width)
     named = zip(plan.values, collected.statistics, strict=True)
     values = {name: found for (name, _), found in named} if collected.known else {}
     return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values)
-
-
-def _pixel_km2(info: RasterInfo) -> float | None:
-    """Square kilometres of a pixel; None without a projected CRS."""
-    if info.crs is None or not info.crs.is_projected:
-        return None
-    metres: float = info.crs.linear_units_factor[1]
-    return float(abs(info.transform.determinant)) * metres**2 / 1e6
 
 
 def statistics_tags(result: PredictResult) -> dict[str, str]:
@@ -77,9 +70,9 @@ def statistics_tags(result: PredictResult) -> dict[str, str]:
 
 def summary(result: PredictResult, plan: Plan, work: Work, collected: Collected, info: RasterInfo) -> str:
     """The last line: size, speed, memory, share of the time in the model, tiles forwarded over tiles planned."""
-    seconds, one = max(result.seconds, 1e-9), _pixel_km2(info)
+    seconds, one = max(result.seconds, 1e-9), info.pixel_m2
     rate = work.pixels / seconds
-    area = "" if one is None else f", {rate * one:.3g} km²/s"
+    area = "" if one is None else f", {rate * one / 1e6:.3g} km²/s"
     window = plan.window
     tiles = len(plan.grid.rows_over(window.row, window.bottom)) * len(
         plan.grid.columns_over(window.column, window.right)
