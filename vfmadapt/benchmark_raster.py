@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BANDS = 4
-_SPEC = DataSpec(
+SPEC = DataSpec(
     name="benchmark",
     bands=("red", "green", "blue", "nir"),
     classes=tuple(ClassSpec(name, (60 * i, 80, 200)) for i, name in enumerate(("a", "b", "c", "d"))),
@@ -31,7 +31,7 @@ _SPEC = DataSpec(
 class EmptyModel(nn.Module):
     """Gives the bands as logits: what is left is reading, blending, writing."""
 
-    spec = _SPEC
+    spec = SPEC
 
     def forward(self, image: Tensor, valid: Tensor) -> Tensor:
         """Logits (B, 4, H, W) = image."""
@@ -41,15 +41,16 @@ class EmptyModel(nn.Module):
 def raster(cfg: "DictConfig") -> dict[str, Any]:
     """Map rasters of `cfg.sides` pixels per side with an empty model, and one of `cfg.model_side` with vfm_tiny.
 
-    Each in a process of its own, at tile 512 and overlap 128; no tile is skipped.
+    Each in a process of its own, with tiles of `cfg.tile` that overlap by a quarter; no tile is skipped.
 
     Returns:
         "empty": per side, seconds, mpx_per_s and the peak memory over that before the run, in GB; "memory_ratio": of
         the largest over the smallest side; "vfm_tiny": seconds, and the share of them outside the model.
     """
     with tempfile.TemporaryDirectory() as folder:
-        empty = {str(side): _apart("empty", Path(folder), side, int(cfg.threads)) for side in cfg.sides}
-        tiny = _apart("vfm_tiny", Path(folder), int(cfg.model_side), int(cfg.threads))
+        common = Path(folder), int(cfg.tile), int(cfg.threads)
+        empty = {str(side): _apart("empty", side, *common) for side in cfg.sides}
+        tiny = _apart("vfm_tiny", int(cfg.model_side), *common)
     for side, figures in empty.items():
         log.info("empty model, %s x %s x %d bands: %s", side, side, _BANDS, _line(figures))
     log.info("vfm_tiny, %d x %d: %s", cfg.model_side, cfg.model_side, _line(tiny))
@@ -68,23 +69,23 @@ def _line(figures: dict[str, float]) -> str:
     )
 
 
-def _apart(name: str, folder: Path, side: int, threads: int) -> dict[str, float]:
+def _apart(name: str, side: int, folder: Path, tile: int, threads: int) -> dict[str, float]:
     """Measure in a new process, whose peak of memory is its own."""
     context = multiprocessing.get_context("fork")  # a new interpreter would run the tool's script again
     with context.Pool(1) as pool:
-        return pool.apply(_measure, (name, folder, side, threads))
+        return pool.apply(_measure, (name, side, folder, tile, threads))
 
 
-def _measure(name: str, folder: Path, side: int, threads: int) -> dict[str, float]:
+def _measure(name: str, side: int, folder: Path, tile: int, threads: int) -> dict[str, float]:
     from vfmadapt.raster.predict import predict_raster
     from vfmadapt.raster.repeated import repeated_raster
 
     torch.set_num_threads(threads)
-    model = EmptyModel() if name == "empty" else _tiny()
-    warm_up = repeated_raster(folder, 512)  # what is loaded once is not the raster's
-    predict_raster(model, warm_up, folder / "map.tif", tile=512, overlap=128)
+    model = EmptyModel() if name == "empty" else vfm_tiny()
+    warm_up = repeated_raster(folder, tile)  # what is loaded once is not the raster's
+    predict_raster(model, warm_up, folder / "map.tif", tile=tile, overlap=tile // 4)
     source, before = repeated_raster(folder, side), _peak_gb()
-    result = predict_raster(model, source, folder / "map.tif", tile=512, overlap=128)
+    result = predict_raster(model, source, folder / "map.tif", tile=tile, overlap=tile // 4)
     return {
         "seconds": round(result.seconds, 2),
         "mpx_per_s": round(side * side / 1e6 / result.seconds, 3),
@@ -97,8 +98,9 @@ def _peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # Linux gives KiB
 
 
-def _tiny() -> nn.Module:
+def vfm_tiny() -> nn.Module:
+    """A segmenter of `SPEC` on the shipped frozen backbone, with an untrained head."""
     from vfmadapt.build import build_model, compose, plain
 
     config = plain(compose("train", ["task=cloudseg", "adapter=frozen"]))
-    return build_model({name: config[name] for name in ("backbone", "adapter", "head")}, _SPEC).eval()
+    return build_model({name: config[name] for name in ("backbone", "adapter", "head")}, SPEC).eval()
