@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.write import map_header, publish
 
 _ATTEMPTS = 2  # a read over a network, or a full GPU, may go well the second time
+_LONGEST = 1000  # characters of an error that are told; a compiler's run to thousands
 _MOST_FAILURES = 3  # what fails in three blocks fails in all
 
 
@@ -262,7 +264,7 @@ def is_full(error: BaseException | None) -> bool:
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return shorten(str(error), _LONGEST, placeholder=" ...") or type(error).__name__
 
 
 def _no_space(folder: BlockFolder) -> UserError:

@@ -4,7 +4,7 @@ Each is a weighted sum of the raster's bands and a constant, for each band of th
 lies in the plan, so every block uses the same numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -174,7 +174,7 @@ def _by_wavelength(raster: Raster, bands: Sequence[int], wanted: Sequence[str]) 
             )
         responses.append(response / response.sum())
     weights = np.array(responses)
-    used = weights.any(axis=0)
+    used = weights.max(axis=0) > 0
     kept = tuple(band for band, use in zip(found, used, strict=True) if use)
     return kept, tuple(_rounded([*row, 0.0]) for row in weights[:, used])
 
@@ -197,11 +197,11 @@ def _bad_bands(raster: Raster) -> set[int]:
     return {band for band, flag in enumerate(flags, start=1) if flag.strip() == "0"}
 
 
-def _row(count: int, group: Sequence[int]) -> tuple[float, ...]:
+def _row(count: int, group: NDArray[np.intp]) -> tuple[float, ...]:
     row = np.zeros(count + 1)
     row[group] = 1 / len(group)
     return _rounded(row)
 
 
-def _rounded(row: Sequence[float]) -> tuple[float, ...]:
+def _rounded(row: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(f"{value:.{_DIGITS}g}") for value in row)
