@@ -3,7 +3,7 @@
 import errno
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from queue import SimpleQueue
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 
 from vfmadapt.errors import UserError
-from vfmadapt.raster.fingerprint import model_fingerprint
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.job import Job, Work, is_full, reason
 from vfmadapt.raster.plan import Plan
@@ -47,7 +46,7 @@ class Task:
         """The model; the process is set up to compute with it as the driver would.
 
         Raises:
-            UserError: another torch or model than the driver's.
+            UserError: another torch than the driver's.
         """
         import ray
 
@@ -74,7 +73,7 @@ class Report:
 
 
 class Mapper:
-    """An actor: loads the model once, then computes the blocks that it is given; readers elsewhere feed it their rows.
+    """An actor: loads the model once, then computes the blocks that it is given from rows that are read elsewhere.
 
     Its two methods run at once, each in a thread of its own.
     """
@@ -82,15 +81,9 @@ class Mapper:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._given: SimpleQueue[int] = SimpleQueue()
-        self._readers: dict[int, Iterable[Any]] = {}
 
     def give(self, index: int) -> None:
-        """Add a block; its reader starts at once, on any node with a free CPU."""
-        import ray
-
-        options = {"num_cpus": 1, "num_returns": "streaming", "_generator_backpressure_num_objects": _ROWS}
-        reader = ray.remote(read_block).options(**options)
-        self._readers[index] = reader.remote(replace(self._task.plan, source=self._task.source), index)
+        """Add a block."""
         self._given.put(index)
 
     def results(self) -> Iterator[Report]:
@@ -110,32 +103,28 @@ class Mapper:
         for plan, folder in task.maps:
             if folder.plan() != plan:
                 raise UserError(f"{folder.path} is not there; output= must lie on a file system that all nodes share")
-        model = task.unpacked()
-        if model_fingerprint(model) != task.plan.model_hash:
-            raise UserError("the model is another there; install the same packages on all nodes")
-        return _FedJob(task, model, self._rows)
-
-    def _rows(self, index: int) -> Iterator[TileRow | Done]:
-        import ray
-
-        try:
-            for row in self._readers.pop(index):
-                yield ray.get(row)
-        except Exception as error:  # its node is gone, and so were those where Ray started the reader again
-            yield Done(index, error)
+        return _FedJob(task)
 
 
 class _FedJob(Job):
     """A job whose rows of tiles come from readers elsewhere."""
 
-    def __init__(self, task: Task, model: Any, rows_of: Callable[[int], Iterator[TileRow | Done]]) -> None:
-        super().__init__(task.plan, task.maps[0][1], model, task.device, task.maps)
-        self._rows_of = rows_of
+    def __init__(self, task: Task) -> None:
+        super().__init__(task.plan, task.maps[0][1], task.unpacked(), task.device, task.maps)
+        self._read = replace(task.plan, source=task.source)
 
     def rows(self, indices: Iterable[int]) -> Iterator[TileRow | Done]:
-        """As `Job.rows`."""
+        """As `Job.rows`; one reader at a time, for one that waited for another could keep the last free CPU from it."""
+        import ray
+
+        options = {"num_cpus": 1, "num_returns": "streaming", "_generator_backpressure_num_objects": _ROWS}
+        reader = ray.remote(read_block).options(**options)
         for index in indices:
-            yield from self._rows_of(index)
+            try:
+                for row in reader.remote(self._read, index):
+                    yield ray.get(row)
+            except Exception as error:  # its node is gone, and so are those where Ray started it again
+                yield Done(index, error)
 
 
 def read_block(plan: Plan, index: int) -> Iterator[TileRow | Done]:

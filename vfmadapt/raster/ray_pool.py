@@ -14,7 +14,7 @@ from vfmadapt.raster.reading import Done
 
 logger = logging.getLogger(__name__)
 
-_GIVEN = 2  # blocks per actor: one in the works, one whose reader is ahead
+_GIVEN = 2  # blocks per actor: one in the works, one to read on with
 _LOSSES = 3  # actors that a block may take with it before it counts as failed
 _LOOK = 1.0  # seconds between looks for nodes that have joined
 
