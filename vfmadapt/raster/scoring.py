@@ -60,9 +60,10 @@ class Scorer:
         """Logits for each row; a block on which the model fails ends with a `Done` that says why."""
         waiting: deque[_Waiting] = deque()
         queue: deque[tuple[_Waiting, int]] = deque()
-        failed: int | None = None
+        failed: int | None = None  # until the end of its rows: the block may come again
         for row in rows:
             if row.block == failed:
+                failed = None if isinstance(row, Done) else failed
                 continue
             try:
                 if isinstance(row, TileRow):
@@ -71,7 +72,8 @@ class Scorer:
                 while len(queue) >= self._plan.batch or (queue and isinstance(row, Done) and row.error is None):
                     self._forward([queue.popleft() for _ in range(min(len(queue), self._plan.batch))])
             except Exception as error:
-                failed, row = row.block, Done(row.block, error)
+                failed = None if isinstance(row, Done) else row.block
+                row = Done(row.block, error)
             if isinstance(row, Done) and row.error is not None:
                 waiting.clear()
                 queue.clear()
