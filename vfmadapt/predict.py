@@ -88,7 +88,8 @@ def _merge(cfg: "DictConfig") -> dict[str, Any]:
         raise UserError("output= is missing; write predict engine=merge output=NAME.tif, as the parts did")
     if (named := _named(cfg)) is None:
         return _told(merge_parts(cfg.output, polygons=cfg.polygons), None)
-    return {"maps": {name: _told(merge_parts(output_of(Path(cfg.output), name)), None) for name in named}}
+    outputs = {name: output_of(Path(cfg.output), name) for name in named}
+    return {"maps": {name: _told(merge_parts(path, polygons=cfg.polygons), None) for name, path in outputs.items()}}
 
 
 def _named(cfg: "DictConfig") -> dict[str, str] | None:
