@@ -22,7 +22,7 @@ from vfmadapt.raster.write import NODATA
 
 _NEEDED = {"gpkg": ("shapely", "pyogrio"), "parquet": ("shapely", "pyarrow")}
 _SIDE = 1024  # pixels of a square; in larger ones there are fewer seams, but too many polygons where a map is all noise
-_AT_ONCE = 20_000  # polygons that are written together
+_AT_ONCE = 5_000  # polygons that are written together
 
 Region = tuple[int, Any]
 """A class, and its polygon of shapely in columns and rows of pixels."""

@@ -1,4 +1,4 @@
-"""A raster in, a map of classes out: planned in blocks, resumable, one cloud-optimised GeoTIFF at the end."""
+"""A raster in, a map of classes or values out: planned in blocks, resumable, one cloud-optimised GeoTIFF at the end."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ class Segmenter(Protocol):
     spec: DataSpec
 
     def __call__(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Image float32 (B, C, H, W) in sensor units, valid bool (B, H, W) -> logits (B, K, H, W)."""
+        """Image float32 (B, C, H, W) in sensor units, valid bool (B, H, W) -> logits, or values (B, K, H, W)."""
         ...
 
 
@@ -196,7 +196,7 @@ def predict_part(
 
 
 def merge_parts(output: str | Path, *, polygons: str | None = None) -> PredictResult:
-    """Make the map of the blocks that parts have left; the plan says all that is needed, no model is.
+    """Make the map, and `polygons`, of the blocks that parts have left; the plan says all else, no model is needed.
 
     Raises:
         UserError: no parts, missing blocks, the raster has changed since, a part is still running.
