@@ -79,9 +79,7 @@ def write_polygons(labels: Path, target: Path, info: RasterInfo, classes: Sequen
             raise UserError(f"cannot write {target.name}: {' '.join(str(error).split())}") from error
 
 
-def regions(
-    read: Callable[[int, int], NDArray[np.uint8]], height: int, width: int, side: int
-) -> Iterator[Region]:
+def regions(read: Callable[[int, int], NDArray[np.uint8]], height: int, width: int, side: int) -> Iterator[Region]:
     """Each region of a map of `height` x `width` pixels, always in the same order.
 
     `read(row, column)` gives the labels of the square of `side` pixels that begins there, less at the map's edge.
