@@ -79,8 +79,8 @@ def predict_raster(
         model: an nn.Module that is a `Segmenter`; it is put into evaluation mode for the time.
         source: any raster or URL that GDAL reads; or many files as one: a folder, a glob, a STAC item or collection
             (see `vfmadapt.raster.mosaic`). Without a georeference a warning is logged and the map has none.
-        output: the map, a cloud-optimised GeoTIFF of uint8 labels on the raster's pixels; nodata 255, colour table,
-            class names and areas inside.
+        output: the map, a cloud-optimised GeoTIFF on the raster's pixels: uint8 labels, nodata 255, colour table, class
+            names and areas inside; of a model of values float32, nodata NaN, a band for each, units and statistics.
         tile: side of a tile in pixels.
         overlap: pixels that neighbouring tiles share.
         batch: tiles per forward pass; "auto": as many as fit into a GPU's memory, 4 on a CPU.
