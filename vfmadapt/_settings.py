@@ -12,21 +12,31 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vfmadapt.errors import UserError
 
-# keys of the top level whose default is null
+# keys whose default is null
 _NULL_DEFAULT: dict[str, Any] = {
-    "adapter_file": str,
-    "bands": list[int],
+    "adapter_file": str | list[str],
+    "bands": list[int] | Literal["mean", "pca", "wavelength"],
+    "block": int,
     "early_stop": int,
     "foreground": list[str],
+    "index": int,
     "input": str,
     "minutes": float,
+    "of": int,
     "offset": float,
     "output": str,
+    "ray.actors": int,
+    "ray.address": str,
+    "polygons": str,
     "resume": bool | str,
     "scale": float,
+    "tta": str,
+    "window": list[int],
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "batch": int | Literal["auto"],
+    "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,

@@ -18,7 +18,7 @@ Case = tuple[Callable[[], Any], Callable[[], Any]]  # (fast, direct)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Time one layer of `cfg.adapter`, forward and forward + backward; with `what: adapters`, see `overheads`.
+    """Time one layer of `cfg.adapter`, forward and forward + backward; `what: adapters` and `raster`: see there.
 
     The adapter's module offers `benchmark_pair(adapter, batch, (h, w)) -> (fast, direct, inputs)`.
 
@@ -35,8 +35,14 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         from vfmadapt.benchmark_adapters import overheads
 
         return overheads(cfg)
+    if cfg.what == "raster":
+        from vfmadapt.benchmark_raster import raster
+
+        return raster(cfg)
     if cfg.what != "layer":
-        raise UserError(f"benchmark what={cfg.what}: choose layer (one adapter, fast against direct) or adapters (all)")
+        raise UserError(
+            f"benchmark what={cfg.what}: choose layer (one adapter, fast against direct), adapters (all) or raster"
+        )
     fast, direct, inputs = _pair(cfg)
     before = torch.get_num_threads()
     torch.set_num_threads(int(cfg.threads))

@@ -158,8 +158,8 @@ def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
 
 
 def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":
-    """The head of a config node for the features of a backbone and the classes of the data."""
-    made: Head = instantiate(node, backbone, num_classes=len(spec.classes))
+    """The head of a config node for the features of a backbone and the classes, or values, of the data."""
+    made: Head = instantiate(node, backbone, num_classes=spec.outputs)
     return made
 
 

@@ -363,8 +363,19 @@ class ClassSpec:
 
 
 @dataclass(frozen=True)
+class ValueSpec:
+    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one)."""
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
 class DataSpec:
-    """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units."""
+    """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units.
+
+    A model of `values` instead has no classes: its output (B, K, H, W) are K values in their units, not logits.
+    """
 
     name: str
     bands: tuple[str, ...]
@@ -372,6 +383,16 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     ignore_index: int = IGNORE_INDEX
+    values: tuple[ValueSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.classes and self.values:
+            raise UserError(f"{self.name} has classes and values; a model gives either, so leave one of them out")
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a model of this data gives, one for each class or value."""
+        return len(self.values or self.classes)
 
 
 class Sample(TypedDict):
