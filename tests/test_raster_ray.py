@@ -77,12 +77,10 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import tests
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")  # by default 15: on a busy machine workers would never start
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        made.doomed = made.add_node(num_cpus=1)
-        made.connect()
-        yield made
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.doomed = made.add_node(num_cpus=1)
+    made.connect()
+    yield made
     ray.shutdown()
     made.shutdown()
 
@@ -198,6 +196,9 @@ def test_no_cluster_and_no_ray(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("nobody\nthere")))
     with pytest.raises(UserError, match=r"^ray\.address=auto: no Ray cluster answers there \(nobody\); give host:port"):
         RayCluster().connected().__enter__()
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(UserError, match=rf"^ray\.address={address}: no Ray cluster answers there"):
+            RayCluster(address=address).connected().__enter__()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"^engine=ray needs Ray; pip install 'vfmadapt\[ray\]'$"):
         RayCluster().connected().__enter__()

@@ -7,6 +7,7 @@ often. Blocks come to the driver through the file system that all nodes share.
 import io
 import logging
 import os
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -64,8 +65,11 @@ class RayCluster:
             return
         local: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
         try:
+            if self.address not in (None, "auto"):
+                host, _, port = str(self.address).rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()  # Ray would try for minutes
             ray.init(self.address or "local", logging_level=logging.WARNING, **local)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"ray.address={self.address}: no Ray cluster answers there ({str(error).splitlines()[0]}); give "
                 "host:port, auto on one of its nodes, or null to start one here"
@@ -135,6 +139,7 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of workers of a Ray started here; by default they yield to all
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
     try:
         import ray

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vfmadapt.errors import UserError
-from vfmadapt.raster.job import Work, reason
+from vfmadapt.raster.job import Work
 from vfmadapt.raster.ray_actor import Mapper, Report, Task
 from vfmadapt.raster.reading import Done
 
@@ -118,7 +118,12 @@ class Pool:
         return _Actor(handle, handle.results.remote(), node)
 
     def _hand_out(self, waiting: deque[int]) -> None:
-        while waiting and (free := [a for a in self._actors if a.ready and len(a.blocks) < _GIVEN]):
+        """Give blocks to actors; one whose actor was lost is alone with the next, to see whether it is to blame."""
+        while waiting:
+            most = 1 if self._losses[waiting[0]] else _GIVEN
+            free = [a for a in self._actors if a.ready and len(a.blocks) < most and not self._losses.keys() & a.blocks]
+            if not free:
+                return
             actor = min(free, key=lambda a: len(a.blocks))
             actor.blocks.add(waiting[0])
             actor.handle.give.remote(waiting.popleft())
@@ -134,7 +139,7 @@ class Pool:
             try:
                 report: Report = self._ray.get(next(stream))
             except (self._ray.exceptions.RayError, StopIteration) as error:
-                yield from self._without(actor, reason(error), waiting)
+                yield from self._without(actor, _first_line(error), waiting)
                 continue
             if report.broken is not None:
                 yield from self._without(actor, report.broken, waiting)
@@ -161,3 +166,9 @@ class Pool:
             else:
                 del self._losses[index]
                 yield Done(index, RuntimeError(f"{_LOSSES} actors were lost with it, the last one so: {why}"))
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of Ray says before it tells all circumstances; of one that code of ours raised there, that one."""
+    cause = getattr(error, "cause", None) or error
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
