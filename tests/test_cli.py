@@ -17,7 +17,7 @@ from vfmadapt.build import compose, names, plain
 from vfmadapt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if "run(" in p.read_text())
+TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if "import run\n" in p.read_text())
 
 
 def run(
