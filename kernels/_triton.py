@@ -38,6 +38,22 @@ def no_launcher() -> str:
     return "" if _COMPILERS or os.environ.get("CC") else "Triton needs a C compiler (gcc or clang; or set CC)"
 
 
+def operand(dtype: torch.dtype) -> Any:
+    """The Triton dtype in which `tl.dot` is given tensors of a dtype: theirs, but float32 for bfloat16 interpreted."""
+    import triton.language as tl
+
+    return {torch.float16: tl.float16, torch.bfloat16: tl.float32 if interpreting() else tl.bfloat16}.get(
+        dtype, tl.float32
+    )
+
+
+def unsupported(*tensors: Tensor) -> str:
+    """Why kernels do not take these floating tensors, or "": all must be of one of the three dtypes."""
+    dtypes = {t.dtype for t in tensors}
+    known = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float16, torch.bfloat16}
+    return "" if known else f"takes float32, float16 or bfloat16, not {', '.join(sorted(map(str, dtypes)))}"
+
+
 @cache
 def jit(functions: tuple[Callable[..., Any], ...]) -> tuple[Any, ...]:
     """Kernels of the plain functions of one module, which then call each other under their own names."""
