@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfmadapt.kernels.spectral_split import spectral_split, spectral_split_fft
+from vfmadapt.kernels.spectral_split import spectral_split, spectral_split_direct
 
 
 def bottleneck_mixture(
@@ -58,7 +58,7 @@ def bottleneck_mixture_reference(
     *downs, router = down.split_with_sizes((width, width, width, 3))
     *biases, router_bias = down_bias.split_with_sizes((width, width, width, 3))
     gates = F.linear(x, router, router_bias).softmax(-1).split_with_sizes((1, 1, 1), -1)
-    grids = (x, *spectral_split_fft(x, cutoff))
+    grids = (x, *spectral_split_direct(x, cutoff))
     experts = zip(
         gates, grids, downs, biases, up.split_with_sizes((width, width, width)), up_bias.unbind(), strict=True
     )

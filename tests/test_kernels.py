@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vfmadapt.kernels.bottleneck_mixture import bottleneck_mixture, bottleneck_mixture_reference
-from vfmadapt.kernels.spectral_split import spectral_split, spectral_split_fft
+from vfmadapt.kernels.spectral_split import spectral_split, spectral_split_direct
 
 # height, width, cutoff: even, odd, H != W, one cell, nothing kept, 2q = size, 2q > size on one axis and on both
 GRIDS = [(32, 32, 4), (8, 6, 2), (5, 7, 1), (7, 4, 2), (1, 1, 0), (1, 1, 1), (1, 9, 1), (6, 4, 0), (6, 4, 3), (5, 3, 9)]
@@ -30,11 +30,11 @@ def layer(channels=10, dim=4, dtype=torch.float64):
 @pytest.mark.parametrize(("height", "width", "cutoff"), GRIDS)
 def test_split_is_the_fourier_mask(height, width, cutoff):
     x = grid(height, width)
-    for ours, theirs in zip(spectral_split(x, cutoff), spectral_split_fft(x, cutoff), strict=True):
+    for ours, theirs in zip(spectral_split(x, cutoff), spectral_split_direct(x, cutoff), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("split", [spectral_split, spectral_split_fft])
+@pytest.mark.parametrize("split", [spectral_split, spectral_split_direct])
 def test_split_of_single_waves(split):
     """Known answers, also for the oracle: at the cutoff the half-open band keeps one of two conjugate terms."""
     column = torch.arange(12, dtype=torch.float64)
@@ -63,10 +63,10 @@ def test_split_gradient():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_split_precision(dtype, autocast):
     """At most twice the error that torch's own transform makes in the dtype, and no less exact under autocast."""
-    exact = spectral_split_fft(grid(17, 32, 8), 4)
+    exact = spectral_split_direct(grid(17, 32, 8), 4)
     x = grid(17, 32, 8).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        ours, theirs = spectral_split(x, 4), spectral_split_fft(x, 4)
+        ours, theirs = spectral_split(x, 4), spectral_split_direct(x, 4)
     for a, b, true in zip(ours, theirs, exact, strict=True):
         assert a.dtype == dtype
         assert (a - true).abs().max() <= 2 * (b - true).abs().max()
