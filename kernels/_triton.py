@@ -9,7 +9,7 @@ that are annotated before Triton is imported; custom operators then keep to Tens
 
 Kernels are module-level functions without a decorator; `_TRITON = (_gelu, _forward_kernel)` lists them, helpers first.
 To launch: `*_, forward = jit(_TRITON)`, then `forward[grid](..., **OPTIONS)` within `on_device(x)`. The interpreter's
-bfloat16 arithmetic is wrong: cast to float32 on load.
+bfloat16 arithmetic is wrong: cast to float32 on load, and give `tl.dot` what `operand` says.
 """
 
 import os
@@ -60,11 +60,29 @@ def jit(functions: tuple[Callable[..., Any], ...]) -> tuple[Any, ...]:
     import triton
     import triton.language as tl
 
+    if interpreting():
+        _round_as_gpus()
     made = tuple(triton.jit(f) for f in functions)
     for function, kernel in zip(functions, made, strict=True):
         # Triton and its interpreter look names up in the module of the kernel
         function.__globals__.update({"tl": tl, "constexpr": tl.constexpr, function.__name__: kernel})
     return made
+
+
+@cache
+def _round_as_gpus() -> None:
+    """Make the interpreter round to bfloat16, to nearest and even: it cuts the lower bits off."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounded(self: Any, source: Any, dtype: Any) -> Any:
+        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, dtype)
+        return TensorHandle(torch.from_numpy(source.data.copy()).bfloat16().view(torch.uint16).numpy(), tl.bfloat16)
+
+    InterpreterBuilder.cast_impl = rounded
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:

@@ -212,9 +212,8 @@ def _triton_reason(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Ten
 def _work(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor, group: Tensor) -> tuple[Work, Work]:
     tokens, size = x.shape[0] * x.shape[1], x.element_size()
     weights = down.numel() + up.numel()
-    forward = Work(
-        size * (x.numel() + 2 * base.numel() + weights), 2 * tokens * down.shape[1] * sum(up.shape[1:2] + x.shape[2:])
-    )
+    flops = 2 * tokens * down.shape[1] * (x.shape[2] + base.shape[2])
+    forward = Work(size * (x.numel() + 2 * base.numel() + weights), flops)
     both = Work(forward.bytes + size * (2 * x.numel() + base.numel() + 2 * weights), 3 * flops)
     return forward, both
 
