@@ -209,17 +209,20 @@ def _transformed(x: Tensor, cutoff: int, shape: Shape) -> tuple[Tensor, Tensor]:
     return low, x - low
 
 
-# Nanoseconds per value on one core of a server with AVX-512 (MKL, float32): products 1.9 + 0.07 s, where
-# s is the count of multiplications per value and direction, m + m n / h; transforms 11, or 35 where a size has a prime
-# factor above 7. Grids of 32 to 256 cells, 32 and 128 channels, forward; forward + backward is twice either.
-_BREAK_EVEN = {True: 170, False: 500}
+# Nanoseconds per value on one core of an AMD EPYC with AVX2 (MKL, float32): products 1.9 + 0.07 s, where s is the count
+# of multiplications per value and direction, m + m n / h; transforms 11 to 14, or 35 where a size has a prime factor
+# above 7. Grids of 32 to 256 cells, 32 and 128 channels, forward; forward + backward is twice either.
+BREAK_EVEN, BREAK_EVEN_ROUGH = 170, 500
 
 
 def _transform_reason(x: Tensor, cutoff: int, shape: Shape) -> str:
     height, width = x.shape[1:3]
-    smooth = all(_largest_prime(n) <= 7 for n in (height, width))
     work = _modes(height, cutoff) * (1 + _modes(width, cutoff) / max(height, 1))
-    return "" if work > _BREAK_EVEN[smooth] else f"products take {work:.0f} multiplications a value, which is less work"
+    less = "products with so few waves are less work"
+    if work <= BREAK_EVEN:
+        return less
+    smooth = max(_largest_prime(height), _largest_prime(width)) <= 7
+    return "" if smooth or work > BREAK_EVEN_ROUGH else less
 
 
 def _largest_prime(size: int) -> int:
