@@ -384,6 +384,21 @@ def _power(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
+def low_and_high(x: Tensor, cutoff: int) -> Tensor:
+    """By Triton: low of the first half of the channels beside high of the second, which is its own adjoint.
+
+    Args:
+        x: (B, h, w, 2d) that Triton's `spectral_split` takes; may be a view.
+        cutoff: q of the square.
+
+    Returns:
+        (B, h, w, 2d), float32.
+    """
+    out = x.new_empty(x.shape, dtype=torch.float32)
+    _triton_launch("halves", (x, x), (out, out), cutoff, "square", x.shape[-1] // 2)
+    return out
+
+
 def _cuda_launch(
     mode: str, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor], cutoff: int, shape: Shape
 ) -> None:
@@ -445,7 +460,8 @@ def _operator(name: str, launch: Callable[..., None]) -> Callable[[Tensor, int, 
 _triton, _cuda_products = _operator("triton", _triton_launch), _operator("cuda", _cuda_launch)
 
 
-def _triton_reason(x: Tensor, cutoff: int, shape: Shape) -> str:
+def triton_reason(x: Tensor, cutoff: int, shape: Shape) -> str:
+    """Why Triton does not split these, or ""."""
     most = max(_modes(n, cutoff) for n in x.shape[1:3])
     if most > MODES:
         return f"keeps up to {MODES} waves of an axis, not {most}"
@@ -504,7 +520,7 @@ OPERATION = Operation(
     spectral_split_reference,
     (
         Implementation("cpu", _transform_reason, _transformed),
-        Implementation("triton", _triton_reason, _triton),
+        Implementation("triton", triton_reason, _triton),
         Implementation("cuda", _cuda_reason, _cuda),
     ),
     _work,
