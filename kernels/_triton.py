@@ -62,6 +62,9 @@ def jit(functions: tuple[Callable[..., Any], ...]) -> tuple[Any, ...]:
 
     if interpreting():
         _round_as_gpus()
+    for function in functions:  # to Triton "int" means 32 bits, and a stride that is never known to be 1
+        kept = {name: kind for name, kind in function.__annotations__.items() if kind == "constexpr"}
+        function.__annotations__ = kept
     made = tuple(triton.jit(f) for f in functions)
     for function, kernel in zip(functions, made, strict=True):
         # Triton and its interpreter look names up in the module of the kernel
