@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,10 +131,10 @@ def _cpu_reason(x: Tensor, weight: Tensor, bias: Tensor, dilations: Sequence[int
 
 
 def _forward_kernel(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    out: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
     height: int,
     width: int,
     channels: int,
@@ -146,22 +146,22 @@ def _forward_kernel(
     out_y: int,
     out_x: int,
     out_c: int,
-    DILATIONS: constexpr,  # noqa: N803
-    ACTIVATED: constexpr,  # noqa: N803
-    CHANNELS: constexpr,  # noqa: N803
-    TILE_Y: constexpr,  # noqa: N803
-    TILE_X: constexpr,  # noqa: N803
+    dilations: constexpr,
+    activated: constexpr,
+    lanes: constexpr,
+    rows: constexpr,
+    columns: constexpr,
 ) -> None:
     """One tile of one block of channels."""
-    blocks = tl.cdiv(channels, CHANNELS)
+    blocks = tl.cdiv(channels, lanes)
     tile = tl.program_id(0) // blocks
-    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    batch, y, x_at = _place(tile, height, width, TILE_Y, TILE_X)
-    total = tl.zeros((TILE_Y * TILE_X, CHANNELS), tl.float32)
-    for r in tl.static_range(len(DILATIONS)):
+    c = tl.program_id(0) % blocks * lanes + tl.arange(0, lanes)
+    batch, y, x_at = _place(tile, height, width, rows, columns)
+    total = tl.zeros((rows * columns, lanes), tl.float32)
+    for r in tl.static_range(len(dilations)):
         total += _activation(
-            _branch(x + batch * x_b, weight, bias, r, DILATIONS[r], y, x_at, c, height, width, channels, x_y, x_x, x_c),
-            ACTIVATED,
+            _branch(x + batch * x_b, weight, bias, r, dilations[r], y, x_at, c, height, width, channels, x_y, x_x, x_c),
+            activated,
         )
     keep = ((y < height) & (x_at < width))[:, None] & (c < channels)[None, :]
     at = (y * out_y + x_at * out_x)[:, None] + (c * out_c)[None, :]
@@ -169,13 +169,13 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    grad: Any,
-    result: Any,
-    partial_sums: Any,
-    scratch: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    grad: tl.tensor,
+    result: tl.tensor,
+    partial_sums: tl.tensor,
+    scratch: tl.tensor,
     tiles: int,
     splits: int,
     height: int,
@@ -193,54 +193,54 @@ def _backward_kernel(
     out_y: int,
     out_x: int,
     out_c: int,
-    DILATIONS: constexpr,  # noqa: N803
-    WIDEST: constexpr,  # noqa: N803
-    ACTIVATED: constexpr,  # noqa: N803
-    CHANNELS: constexpr,  # noqa: N803
-    TILE_Y: constexpr,  # noqa: N803
-    TILE_X: constexpr,  # noqa: N803
+    dilations: constexpr,
+    widest: constexpr,
+    activated: constexpr,
+    lanes: constexpr,
+    rows: constexpr,
+    columns: constexpr,
 ) -> None:
     """Every `splits`-th tile of one block of channels.
 
     For each branch δ is made on the tile and a margin of its dilation, into a scratch of the program's own that stays
     in the cache; the input's gradient gathers from there. The weights' sums are kept in memory, again the program's.
     """
-    pixels: constexpr = TILE_Y * TILE_X
-    blocks = tl.cdiv(channels, CHANNELS)
-    lane = tl.arange(0, CHANNELS)
-    c = tl.program_id(0) % blocks * CHANNELS + lane
+    pixels: constexpr = rows * columns
+    blocks = tl.cdiv(channels, lanes)
+    lane = tl.arange(0, lanes)
+    c = tl.program_id(0) % blocks * lanes + lane
     split = tl.program_id(0) // blocks
     known = c < channels
-    own = scratch + tl.program_id(0).to(tl.int64) * ((TILE_Y + 2 * WIDEST) * (TILE_X + 2 * WIDEST) * CHANNELS)
-    sums = partial_sums + split.to(tl.int64) * (len(DILATIONS) * 10 * channels)
+    own = scratch + tl.program_id(0).to(tl.int64) * ((rows + 2 * widest) * (columns + 2 * widest) * lanes)
+    sums = partial_sums + split.to(tl.int64) * (len(dilations) * 10 * channels)
     p = tl.arange(0, pixels)
     for tile in range(split, tiles, splits):
-        batch, y, x_at = _place(tile, height, width, TILE_Y, TILE_X)
+        batch, y, x_at = _place(tile, height, width, rows, columns)
         top = tl.min(y)
         left = tl.min(x_at)
         image = x + batch * x_b
-        total = tl.zeros((pixels, CHANNELS), tl.float32)
-        for r in tl.static_range(len(DILATIONS)):
-            columns = TILE_X + 2 * DILATIONS[r]
-            count = columns * (TILE_Y + 2 * DILATIONS[r])
+        total = tl.zeros((pixels, lanes), tl.float32)
+        for r in tl.static_range(len(dilations)):
+            across = columns + 2 * dilations[r]
+            count = across * (rows + 2 * dilations[r])
             tl.debug_barrier()  # the last branch's readers are done
             for start in range(0, count, pixels):
                 q = start + p
-                y_q = top - DILATIONS[r] + q // columns
-                x_q = left - DILATIONS[r] + q % columns
-                u = _branch(image, weight, bias, r, DILATIONS[r], y_q, x_q, c, height, width, channels, x_y, x_x, x_c)
+                y_q = top - dilations[r] + q // across
+                x_q = left - dilations[r] + q % across
+                u = _branch(image, weight, bias, r, dilations[r], y_q, x_q, c, height, width, channels, x_y, x_x, x_c)
                 slope = _shifted(grad + batch * grad_b, y_q, x_q, c, height, width, channels, grad_y, grad_x, grad_c)
-                delta = slope * _activation_slope(u, ACTIVATED)  # zero outside of the image, where the slope is
-                tl.store(own + q[:, None] * CHANNELS + lane[None, :], delta, mask=(q < count)[:, None])
+                delta = slope * _activation_slope(u, activated)  # zero outside of the image, where the slope is
+                tl.store(own + q[:, None] * lanes + lane[None, :], delta, mask=(q < count)[:, None])
             tl.debug_barrier()
-            here = own + ((p // TILE_X + DILATIONS[r]) * columns + p % TILE_X + DILATIONS[r])[:, None] * CHANNELS
+            here = own + ((p // columns + dilations[r]) * across + p % columns + dilations[r])[:, None] * lanes
             here += lane[None, :]
             delta_here = tl.load(here)
             for tap in tl.static_range(9):
                 w = tl.load(weight + (r * channels + c) * 9 + tap, mask=known, other=0).to(tl.float32)
-                down = DILATIONS[r] * (tap // 3 - 1)
-                right = DILATIONS[r] * (tap % 3 - 1)
-                total += w[None, :] * tl.load(here - (down * columns + right) * CHANNELS)
+                down = dilations[r] * (tap // 3 - 1)
+                right = dilations[r] * (tap % 3 - 1)
+                total += w[None, :] * tl.load(here - (down * across + right) * lanes)
                 moved = _shifted(image, y + down, x_at + right, c, height, width, channels, x_y, x_x, x_c)
                 _add(sums + (r * 10 + tap) * channels + c, tl.sum(delta_here * moved, 0), known)
             _add(sums + (r * 10 + 9) * channels + c, tl.sum(delta_here, 0), known)
@@ -249,40 +249,51 @@ def _backward_kernel(
         tl.store(result + batch * out_b + at, total.to(result.dtype.element_ty), mask=keep)
 
 
-def _place(tile: Any, height: int, width: int, TILE_Y: constexpr, TILE_X: constexpr) -> tuple[Any, Any, Any]:  # noqa: N803
+def _place(
+    tile: tl.tensor, height: int, width: int, rows: constexpr, columns: constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Image (64-bit, as its offset must be), rows and columns of the pixels of a tile."""
-    across = tl.cdiv(width, TILE_X)
-    down = tl.cdiv(height, TILE_Y)
-    p = tl.arange(0, TILE_Y * TILE_X)
+    across = tl.cdiv(width, columns)
+    down = tl.cdiv(height, rows)
+    p = tl.arange(0, rows * columns)
     within = tile % (across * down)
     batch = (tile // (across * down)).to(tl.int64)
-    return batch, within // across * TILE_Y + p // TILE_X, within % across * TILE_X + p % TILE_X
+    return batch, within // across * rows + p // columns, within % across * columns + p % columns
 
 
 def _shifted(
-    image: Any, y: Any, x: Any, c: Any, height: int, width: int, channels: int, by_y: int, by_x: int, by_c: int
-) -> Any:
-    """Pixels (y, x) of channels c of an image, zero outside."""
-    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None] & (c < channels)[None, :]
-    return tl.load(image + (y * by_y + x * by_x)[:, None] + (c * by_c)[None, :], mask=inside, other=0).to(tl.float32)
-
-
-def _branch(
-    image: Any,
-    weight: Any,
-    bias: Any,
-    r: constexpr,
-    dilation: constexpr,
-    y: Any,
-    x: Any,
-    c: Any,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    c: tl.tensor,
     height: int,
     width: int,
     channels: int,
     by_y: int,
     by_x: int,
     by_c: int,
-) -> Any:
+) -> tl.tensor:
+    """Pixels (y, x) of channels c of an image, zero outside."""
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None] & (c < channels)[None, :]
+    return tl.load(image + (y * by_y + x * by_x)[:, None] + (c * by_c)[None, :], mask=inside, other=0).to(tl.float32)
+
+
+def _branch(
+    image: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    r: constexpr,
+    dilation: constexpr,
+    y: tl.tensor,
+    x: tl.tensor,
+    c: tl.tensor,
+    height: int,
+    width: int,
+    channels: int,
+    by_y: int,
+    by_x: int,
+    by_c: int,
+) -> tl.tensor:
     """u_r at pixels (y, x)."""
     known = c < channels
     u = tl.load(bias + r * channels + c, mask=known, other=0).to(tl.float32)[None, :]
@@ -294,21 +305,21 @@ def _branch(
     return u
 
 
-def _activation(u: Any, ACTIVATED: constexpr) -> Any:  # noqa: N803
-    if ACTIVATED:
+def _activation(u: tl.tensor, activated: constexpr) -> tl.tensor:
+    if activated:
         u = 0.5 * u * (1 + tl.erf(u * 0.7071067811865476))
     return u
 
 
-def _activation_slope(u: Any, ACTIVATED: constexpr) -> Any:  # noqa: N803
-    if ACTIVATED:
+def _activation_slope(u: tl.tensor, activated: constexpr) -> tl.tensor:
+    if activated:
         slope = 0.5 * (1 + tl.erf(u * 0.7071067811865476)) + u * 0.3989422804014327 * tl.exp(-0.5 * u * u)
     else:
         slope = u * 0 + 1
     return slope
 
 
-def _add(to: Any, values: Any, mask: Any) -> None:
+def _add(to: tl.tensor, values: tl.tensor, mask: tl.tensor) -> None:
     """No atomics: nobody else writes there, so that sums come in one order."""
     tl.store(to, tl.load(to, mask=mask, other=0) + values, mask=mask)
 
@@ -330,8 +341,25 @@ def _power(size: int, limit: int) -> int:
     return min(1 << max(size - 1, 0).bit_length(), limit)
 
 
-def _tile(x: Tensor) -> dict[str, int]:
-    """Channels, rows and columns of a program's tile: 2048 values, 16 to a thread of 4 warps.
+class Tile(NamedTuple):
+    """What a program or block computes at a time: channels x rows x columns."""
+
+    lanes: int
+    rows: int
+    columns: int
+
+    def margin(self, widest: int) -> int:
+        """Values of the tile and a margin around it."""
+        return self.lanes * (self.rows + 2 * widest) * (self.columns + 2 * widest)
+
+    def count(self, x: Tensor) -> tuple[int, int]:
+        """How many tiles all images have, and how many blocks of channels."""
+        batch, height, width, channels = x.shape
+        return batch * -(-height // self.rows) * -(-width // self.columns), -(-channels // self.lanes)
+
+
+def _triton_tile(x: Tensor) -> Tile:
+    """A program's 2048 values, 16 to a thread of 4 warps.
 
     A thread then holds input, branch and sum of its values in some 60 registers, so that the 8 to 16 programs that an
     SM has room for hide the latency of memory. Of 9 R taps per value all but the tile's margin come from the L1 cache;
@@ -341,14 +369,7 @@ def _tile(x: Tensor) -> dict[str, int]:
     last = x.stride(3) == 1 or channels == 1
     lanes = _power(channels, 32) if last else 1
     columns = _power(width, 8 if last else 64)
-    return {"CHANNELS": lanes, "TILE_Y": _power(height, 2048 // lanes // columns), "TILE_X": columns}
-
-
-def _tiles(x: Tensor, tile: dict[str, int]) -> tuple[int, int]:
-    """How many tiles all images have, and how many blocks of channels."""
-    batch, height, width, channels = x.shape
-    tiles = batch * -(-height // tile["TILE_Y"]) * -(-width // tile["TILE_X"])
-    return tiles, -(-channels // tile["CHANNELS"])
+    return Tile(lanes, _power(height, 2048 // lanes // columns), columns)
 
 
 def _splits(x: Tensor, tiles: int, blocks: int) -> int:
@@ -358,61 +379,68 @@ def _splits(x: Tensor, tiles: int, blocks: int) -> int:
 
 
 def _triton_forward(x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool) -> Tensor:
-    out, tile = torch.empty_like(x), _tile(x)
-    tiles, blocks = _tiles(x, tile)
+    out, tile = torch.empty_like(x), _triton_tile(x)
+    tiles, blocks = tile.count(x)
     *_, forward, _ = _triton.jit(_TRITON)
-    sizes = (*x.shape[1:], *x.stride(), *out.stride())
-    settings = {"DILATIONS": tuple(dilations), "ACTIVATED": activated, **tile}
+    args = (x, weight, bias, out, *x.shape[1:], *x.stride(), *out.stride(), tuple(dilations), activated, *tile)
     with _triton.on_device(x):
-        forward[(tiles * blocks,)](x, weight, bias, out, *sizes, **settings, num_warps=WARPS, **_triton.OPTIONS)
+        forward[(tiles * blocks,)](*args, num_warps=WARPS, **_triton.OPTIONS)
     return out
 
 
 def _triton_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool
 ) -> tuple[Tensor, Tensor]:
-    out, tile, widest = torch.empty_like(x), _tile(x), max(dilations)
-    tiles, blocks = _tiles(x, tile)
+    out, tile, widest = torch.empty_like(x), _triton_tile(x), max(dilations)
+    tiles, blocks = tile.count(x)
     splits = _splits(x, tiles, blocks)
-    *_, backward = _triton.jit(_TRITON)
     sums = x.new_zeros(splits, len(dilations), 10, x.shape[3], dtype=torch.float32)
-    margin = (tile["TILE_Y"] + 2 * widest) * (tile["TILE_X"] + 2 * widest) * tile["CHANNELS"]
-    scratch = x.new_empty(splits * blocks * margin, dtype=torch.float32)
+    scratch = x.new_empty(splits * blocks * tile.margin(widest), dtype=torch.float32)
+    tensors = (x, weight, bias, grad, out, sums, scratch)
     sizes = (tiles, splits, *x.shape[1:], *x.stride(), *grad.stride(), *out.stride())
-    settings = {"DILATIONS": tuple(dilations), "WIDEST": widest, "ACTIVATED": activated, **tile}
+    *_, backward = _triton.jit(_TRITON)
     with _triton.on_device(x):
         backward[(splits * blocks,)](
-            x, weight, bias, grad, out, sums, scratch, *sizes, **settings, num_warps=WARPS, **_triton.OPTIONS
+            *tensors, *sizes, tuple(dilations), widest, activated, *tile, num_warps=WARPS, **_triton.OPTIONS
         )
     return out, sums
 
 
-def _cuda_tile(x: Tensor, dilations: Sequence[int]) -> dict[str, int]:
-    """Macros of csrc/depthwise_dilated.cu, none where no tile's margin fits into shared memory.
+def _cuda_tile(x: Tensor, widest: int) -> Tile | None:
+    """A block's 2048 values, 8 to a thread, or None where no tile's margin fits into shared memory.
 
-    A thread makes 8 values side by side, which at dilation 1 share more than half of their loads. A block takes 32
-    channels and 8 x 8 pixels; fewer channels and more rows where margins are wide; 64 rows and 32 columns of one
+    A thread's 8 values lie side by side, so that at dilation 1 they share more than half of their loads. A block takes
+    32 channels and 8 x 8 pixels; fewer channels and more rows where margins are wide; 64 rows and 32 columns of one
     channel at last, and where the channels are not the contiguous axis.
     """
-    widest = max(dilations)
     most = _power(x.shape[3], 32) if x.stride(3) == 1 else 1
-    tiles = [(n, THREADS // n, 8) for n in (32, 16, 8, 4, 2) if n <= most]
-    for lanes, rows, columns in (*tiles, (1, 64, 32)):
-        if 4 * lanes * (rows + 2 * widest) * (columns + 2 * widest) <= SHARED_BYTES:
-            return {"CHANNELS": lanes, "TILE_Y": rows, "TILE_X": columns, "ALONG_X": int(lanes > 1)}
-    return {}
+    tiles = [Tile(n, THREADS // n, 8) for n in (32, 16, 8, 4, 2) if n <= most]
+    return next((t for t in (*tiles, Tile(1, 64, 32)) if 4 * t.margin(widest) <= SHARED_BYTES), None)
 
 
-def _macros(x: Tensor, dilations: Sequence[int], activated: bool) -> dict[str, object]:
-    branches = {"RATES": len(dilations), "DILATIONS": ",".join(map(str, dilations)), "WIDEST": max(dilations)}
-    return {"SCALAR": _nvrtc.SCALARS[x.dtype], **branches, "ACTIVATED": int(activated), **_cuda_tile(x, dilations)}
+def _cuda_plan(x: Tensor, dilations: Sequence[int], activated: bool) -> tuple[dict[str, object], int, int]:
+    """Macros, and the counts of tiles and of blocks of channels."""
+    tile = _cuda_tile(x, max(dilations))
+    assert tile is not None  # `_cuda_reason`
+    macros = {
+        "SCALAR": _nvrtc.SCALARS[x.dtype],
+        "RATES": len(dilations),
+        "DILATIONS": ",".join(map(str, dilations)),
+        "WIDEST": max(dilations),
+        "ACTIVATED": int(activated),
+        "CHANNELS": tile.lanes,
+        "TILE_Y": tile.rows,
+        "TILE_X": tile.columns,
+        "ALONG_X": int(tile.lanes > 1),
+    }
+    return macros, *tile.count(x)
 
 
 def _cuda_forward(x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool) -> Tensor:
     out = torch.empty_like(x)
-    tiles, blocks = _tiles(x, _cuda_tile(x, dilations))
+    macros, tiles, blocks = _cuda_plan(x, dilations, activated)
     args = (x, weight, bias, out, *x.shape[1:], *x.stride(), *out.stride())
-    _nvrtc.launch("depthwise_dilated:forward", _macros(x, dilations, activated), (tiles * blocks,), THREADS, args)
+    _nvrtc.launch("depthwise_dilated:forward", macros, (tiles * blocks,), THREADS, args)
     return out
 
 
@@ -420,18 +448,18 @@ def _cuda_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
-    tiles, blocks = _tiles(x, _cuda_tile(x, dilations))
+    macros, tiles, blocks = _cuda_plan(x, dilations, activated)
     splits = _splits(x, tiles, blocks)
     sums = x.new_empty(splits, len(dilations), 10, x.shape[3], dtype=torch.float32)
     args = (x, weight, bias, grad, out, sums, tiles, *x.shape[1:], *x.stride(), *grad.stride(), *out.stride())
-    _nvrtc.launch("depthwise_dilated:backward", _macros(x, dilations, activated), (splits * blocks,), THREADS, args)
+    _nvrtc.launch("depthwise_dilated:backward", macros, (splits * blocks,), THREADS, args)
     return out, sums
 
 
 def _gpu_reason(x: Tensor, weight: Tensor, bias: Tensor, dilations: Sequence[int], activated: bool) -> str:
     x, weight, bias = autocast(x, weight, bias)
-    if x.dtype not in _nvrtc.SCALARS or not x.dtype == weight.dtype == bias.dtype:
-        return f"takes one of float32, float16, bfloat16, not {x.dtype}, {weight.dtype}, {bias.dtype}"
+    if reason := _triton.unsupported(x, weight, bias):
+        return reason
     if sum((n - 1) * abs(by) for n, by in zip(x.shape[1:], x.stride()[1:], strict=True)) >= OFFSETS:
         return "offsets inside one image need more than 32 bits"
     return ""
@@ -439,7 +467,9 @@ def _gpu_reason(x: Tensor, weight: Tensor, bias: Tensor, dilations: Sequence[int
 
 def _cuda_reason(x: Tensor, weight: Tensor, bias: Tensor, dilations: Sequence[int], activated: bool) -> str:
     reason = _gpu_reason(x, weight, bias, dilations, activated)
-    return reason or ("" if _cuda_tile(x, dilations) else f"dilation {max(dilations)} takes too much shared memory")
+    return reason or (
+        "" if _cuda_tile(x, max(dilations)) else f"dilation {max(dilations)} takes too much shared memory"
+    )
 
 
 def _operator(
@@ -459,8 +489,9 @@ def _operator(
             return torch.empty_like(x), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
         of_x, sums = backward(grad, x, weight.contiguous(), bias.contiguous(), dilations, activated)
         total = sums.sum(0)
-        of_weight = total[:, :9].transpose(1, 2).contiguous().view(weight.shape)
-        return of_x, of_weight.to(weight.dtype), total[:, 9].contiguous().to(bias.dtype)
+        of_weight, of_bias = weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+        of_weight.flatten(2).copy_(total[:, :9].transpose(1, 2))
+        return of_x, of_weight, of_bias.copy_(total[:, 9])
 
     operator = torch.library.custom_op(f"vfmadapt::depthwise_dilated_{name}", run, mutates_args=())
     gradient = torch.library.custom_op(f"vfmadapt::depthwise_dilated_{name}_backward", run_backward, mutates_args=())
@@ -526,6 +557,18 @@ CASES = (
     ),
     Case("SAM2-T stage 2, (B, C, h, w)", "cuda", _case(128, 64, 96, planar=True)),
 )
+
+
+def _cudnn(x: Tensor, weight: Tensor, bias: Tensor, dilations: Sequence[int], activated: bool = True) -> Tensor:
+    """The reference with cuDNN's convolutions, where torch would choose its own kernels."""
+    maps = x.permute(0, 3, 1, 2)
+    terms = []
+    for w, b, d in _branches(weight, bias, dilations):
+        u = torch.cudnn_convolution(maps, w, (d, d), (1, 1), (d, d), maps.shape[1], True, False, False)
+        terms.append(F.gelu(u + b[:, None, None]) if activated else u + b[:, None, None])
+    return sum(terms[1:], terms[0]).permute(0, 2, 3, 1)
+
+
 OPERATION = Operation(
     "depthwise_dilated",
     depthwise_dilated_reference,
@@ -536,4 +579,5 @@ OPERATION = Operation(
     ),
     _work,
     CASES,
+    {"cuDNN": _cudnn},
 )

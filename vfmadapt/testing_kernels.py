@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vfmadapt.kernels import _nvrtc, _triton
+from vfmadapt.kernels._dispatch import Operation
+
 
 def results(run: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """Outputs of `run` in a dtype and the gradients of its floating arguments, for seeded cotangents."""
@@ -42,6 +45,35 @@ def assert_as_exact_as_torch(
         error, allowed = (float((x - true).norm()) for x in (ours[name], theirs[name]))
         rounding = float((true.to(dtype) - true).norm())
         assert error <= 2 * max(allowed, rounding), f"{name}: error {error:.3g}, torch's own {allowed:.3g}"
+
+
+def compile_ahead(operation: Operation, name: str, capability: int, dtype: torch.dtype) -> dict[str, bytes]:
+    """Compile what an implementation launches, forward and backward, for a GPU that need not be there.
+
+    Triton must not be interpreting in this process.
+
+    Args:
+        operation: whose first CPU case gives the sizes.
+        name: "triton" or "cuda".
+        capability: 80 (A100), 90 (H100), ...
+        dtype: of the tensors.
+
+    Returns:
+        {kernel: machine code}.
+    """
+    case = next(c for c in operation.cases if c.device == "cpu")
+    run = next(i.run for i in operation.implementations if i.name == name)
+    args = [a.requires_grad_() if _floating(a) else a for a in case.make(torch.device("cpu"), dtype)]
+    module = {"triton": _triton, "cuda": _nvrtc}[name]
+    with module.ahead(capability) as compiled:
+        outputs = run(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.backward(outputs, [torch.zeros_like(o) for o in outputs])
+    return (
+        {kernel.name: kernel.asm["cubin"] for kernel in compiled}
+        if name == "triton"
+        else {k: b for _, k, b in compiled}
+    )
 
 
 def _floating(value: Any) -> bool:
