@@ -114,6 +114,11 @@ class Operation:
         self._notice(_device(args))
         return self.reference
 
+    def path(self, *args: Any) -> str:
+        """Name of what `choose` gives: an implementation's, or "reference"."""
+        run = self.choose(*args)
+        return next((i.name for i in self.implementations if i.run == run), "reference")
+
     def reason(self, implementation: Implementation, *args: Any, interpret: bool = False) -> str:
         """Why an implementation cannot run these arguments, or ""; with `interpret`, Triton may run on the CPU."""
         return unavailable(implementation.name, _device(args), interpret) or implementation.reason(*args)

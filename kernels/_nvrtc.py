@@ -61,7 +61,7 @@ def launch(
     file, name = kernel.split(":")
     values = tuple((key, str(value)) for key, value in macros.items())
     if _ahead:
-        _ahead[-1][1].append((file, name, compiled(file, values, _ahead[-1][0])))
+        _ahead[-1][1].append((kernel, compiled(file, values, _ahead[-1][0])))
         return
     with torch.cuda.device(args[0].device):
         major, minor = torch.cuda.get_device_capability()
@@ -82,7 +82,7 @@ def compiled(file: str, macros: Macros, capability: int) -> bytes:
     """
     source = (SOURCES / f"{file}.cu").read_bytes()
     options = [f"--gpu-architecture=sm_{capability}", "--std=c++17", *(f"-D{key}={value}" for key, value in macros)]
-    parts = [source, _version().encode(), *(o.encode() for o in options)]
+    parts = [source, version().encode(), *(o.encode() for o in options)]
     kept = _folder() / f"{file}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.cubin"
     with suppress(OSError):
         return kept.read_bytes()
@@ -97,13 +97,13 @@ def compiled(file: str, macros: Macros, capability: int) -> bytes:
 
 
 @contextmanager
-def ahead(capability: int) -> Iterator[list[tuple[str, str, bytes]]]:
+def ahead(capability: int) -> Iterator[list[tuple[str, bytes]]]:
     """Within, a launch only compiles its kernel for a GPU (80: A100, 90: H100), which need not be there.
 
     Yields:
-        (file, function, machine code) of the launches so far.
+        (kernel, machine code) of the launches so far.
     """
-    done: list[tuple[str, str, bytes]] = []
+    done: list[tuple[str, bytes]] = []
     _ahead.append((capability, done))
     try:
         yield done
@@ -111,7 +111,7 @@ def ahead(capability: int) -> Iterator[list[tuple[str, str, bytes]]]:
         _ahead.pop()
 
 
-_ahead: list[tuple[int, list[tuple[str, str, bytes]]]] = []
+_ahead: list[tuple[int, list[tuple[str, bytes]]]] = []
 
 
 def _folder() -> Path:
@@ -124,7 +124,8 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 @cache
-def _version() -> str:
+def version() -> str:
+    """NVRTC's."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return f"{major.value}.{minor.value}"

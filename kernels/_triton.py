@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,6 +32,11 @@ _COMPILERS = tuple(c for c in ("gcc", "clang") if shutil.which(c))
 def interpreting() -> bool:
     """Whether Triton runs in its interpreter, which takes tensors on the CPU and is there to test kernels."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def version() -> str:
+    """Triton's."""
+    return metadata.version("triton")
 
 
 def no_launcher() -> str:
@@ -94,11 +100,11 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def ahead(capability: int) -> Iterator[list[Any]]:
+def ahead(capability: int) -> Iterator[list[tuple[str, bytes]]]:
     """Within, a launch only compiles its kernel for a GPU (80: A100, 90: H100), which need not be there.
 
     Yields:
-        The compiled kernels so far; `asm["cubin"]` is the GPU's code. Not for a process that interprets.
+        (kernel, machine code) of the launches so far. Not for a process that interprets.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -109,15 +115,21 @@ def ahead(capability: int) -> Iterator[list[Any]]:
         get_current_device = staticmethod(lambda: capability)  # the key of the kernels' caches
         get_current_stream = staticmethod(lambda device: 0)
 
-    compiled: list[Any] = []
+    done: list[tuple[str, bytes]] = []
     launch = triton.JITFunction.__getitem__
     before = driver._active
-    triton.JITFunction.__getitem__ = lambda kernel, grid: (
-        lambda *args, **options: compiled.append(kernel.warmup(*args, grid=grid, **options))
-    )
+
+    def compile_only(kernel: Any, grid: Any) -> Callable[..., None]:
+        def start(*args: Any, **options: Any) -> None:
+            compiled = kernel.warmup(*args, grid=grid, **options)
+            done.append((compiled.name, compiled.asm["cubin"]))
+
+        return start
+
+    triton.JITFunction.__getitem__ = compile_only
     driver.set_active(Target())
     try:
-        yield compiled
+        yield done
     finally:
         triton.JITFunction.__getitem__ = launch
         driver._active = before

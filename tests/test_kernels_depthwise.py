@@ -151,7 +151,7 @@ def test_planar_and_wide_tiles_compile() -> None:
         weight, bias = torch.zeros(len(dilations), x.shape[3], 3, 3), torch.zeros(len(dilations), x.shape[3])
         with _nvrtc.ahead(80) as compiled:
             module.CUDA(x, weight, bias, dilations, False)
-        assert [name for _, name, _ in compiled] == ["forward"]
+        assert [kernel for kernel, _ in compiled] == ["depthwise_dilated:forward"]
 
 
 def test_refuses_shapes() -> None:

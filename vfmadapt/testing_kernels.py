@@ -69,11 +69,7 @@ def compile_ahead(operation: Operation, name: str, capability: int, dtype: torch
         outputs = run(*args)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         torch.autograd.backward(outputs, [torch.zeros_like(o) for o in outputs])
-    return (
-        {kernel.name: kernel.asm["cubin"] for kernel in compiled}
-        if name == "triton"
-        else {k: b for _, k, b in compiled}
-    )
+    return dict(compiled)
 
 
 def _floating(value: Any) -> bool:
