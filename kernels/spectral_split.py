@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Shape = Literal["square", "disc"]
 
 MODES = 32  # waves of an axis that the registers of a Triton program hold the coefficients of
+LANES = 16  # channels of a Triton program, and cells that it takes at a time
 THREADS = 256  # of a block in csrc/spectral_split.cu
 SHARED_BYTES = 48 * 1024  # what every GPU gives a block without being asked
 
@@ -235,11 +236,12 @@ def _largest_prime(size: int) -> int:
     return size
 
 
-# A program takes one grid and a block of its channels, and reads them twice: to sum up the coefficients, which stay in
-# registers (8192 or 16384 floats of 256 threads: 32 or 64 each), then to write what they make. The second reading
-# meets the L2 cache, as 132 multiprocessors x 2 programs x 128 KiB (32 x 32 cells, 32 channels, float32) are 33 MiB of
-# an H100's 50; so memory moves three values per value. At 32 x 32 cells and q = 4 the padded products are 96
-# multiplications a value, 16 a byte, near an A100's 13 and below an H100's 20 without tensor cores.
+# A program takes one grid and 16 of its channels, and reads them twice: to sum up the coefficients, which stay in
+# registers (4096 or 16384 floats of 256 threads: 16 or 64 each), then to write what they make. With up to 16 waves ptxas
+# gives a thread 119 registers, so that two programs share a multiprocessor, with up to 32 waves 255. The second reading
+# meets the L2 cache: 132 multiprocessors x 2 programs x 64 KiB (32 x 32 cells, float32) are 17 MiB of an H100's 50; so
+# memory moves three values per value. At 32 x 32 cells and q = 4 the padded products are 48 multiply-adds per value, 8
+# operations a byte, below an A100's 13 and an H100's 20 without tensor cores. 16 is the least side of a product.
 def _kernel(
     first: tl.tensor,
     second: tl.tensor,
@@ -358,12 +360,11 @@ def _triton_launch(
     waves = _waves(x, cutoff, shape)
     m, n = waves.weights.shape
     down, across = (max(16, _power(k)) for k in (m, n))
-    block = 32 if max(down, across) == 16 else 16
     *_, kernel = jit(_TRITON)
     if x.numel() == 0:
         return
     with on_device(x):
-        kernel[(batch * -(-channels // block),)](
+        kernel[(batch * -(-channels // LANES),)](
             *inputs,
             *outputs,
             *waves[:3],
@@ -372,8 +373,8 @@ def _triton_launch(
             coupled=waves.corner is not None,
             down=down,
             across=across,
-            cells=min(max(16, _power(width)), 64),
-            block=block,
+            cells=LANES,
+            block=LANES,
             num_warps=8,
             **OPTIONS,
         )
