@@ -237,8 +237,8 @@ def _largest_prime(size: int) -> int:
 
 
 # A program takes one grid and 16 of its channels, and reads them twice: to sum up the coefficients, which stay in
-# registers (4096 or 16384 floats of 256 threads: 16 or 64 each), then to write what they make. With up to 16 waves ptxas
-# gives a thread 119 registers, so that two programs share a multiprocessor, with up to 32 waves 255. The second reading
+# registers (4096 or 16384 floats of 256 threads: 16 or 64 each), then to write what they make. With up to 16 waves
+# ptxas gives a thread 119 registers, so that two programs share a multiprocessor, with up to 32 255. The second reading
 # meets the L2 cache: 132 multiprocessors x 2 programs x 64 KiB (32 x 32 cells, float32) are 17 MiB of an H100's 50; so
 # memory moves three values per value. At 32 x 32 cells and q = 4 the padded products are 48 multiply-adds per value, 8
 # operations a byte, below an A100's 13 and an H100's 20 without tensor cores. 16 is the least side of a product.
