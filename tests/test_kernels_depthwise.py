@@ -107,7 +107,7 @@ def test_gradients_by_forward_passes(shape: tuple[Any, ...], layout: Any) -> Non
     x, *rest = arguments(*shape)
 
     def fast(x: Tensor, *rest: Any) -> Tensor:
-        return module._ByForwardPasses.apply(layout(x), *rest)
+        return module._cpu(layout(x), *rest)
 
     def plain(x: Tensor, *rest: Any) -> Tensor:
         return depthwise_dilated_reference(layout(x), *rest)
@@ -118,13 +118,15 @@ def test_gradients_by_forward_passes(shape: tuple[Any, ...], layout: Any) -> Non
 def test_gradients_by_forward_passes_are_derivatives() -> None:
     x, weight, bias, *rest = arguments(1, 4, 3, 2, (1, 3))
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    assert torch.autograd.gradcheck(lambda *t: module._ByForwardPasses.apply(*t, *rest), inputs)
+    assert torch.autograd.gradcheck(lambda *t: module._cpu(*t, *rest), inputs)
 
 
 def test_when_the_cpu_goes_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VFMADAPT_KERNELS", raising=False)
-    large = [t.cpu().float() if isinstance(t, Tensor) else t for t in arguments(1, 32, 32, 16, (1, 3))]
-    assert OPERATION.choose(*large) == module._ByForwardPasses.apply
+    large = [t.cpu().float() if isinstance(t, Tensor) else t for t in arguments(1, 32, 32, 64, (1, 3))]
+    assert OPERATION.choose(*large) is depthwise_dilated_reference  # nothing wants a gradient
+    large[1].requires_grad_()
+    assert OPERATION.path(*large) == "cpu"
     for other in (
         [*large[:3], (1, 1), True],
         [large[0][:, :8, :8], *large[1:]],
@@ -133,15 +135,15 @@ def test_when_the_cpu_goes_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert OPERATION.choose(*other) is depthwise_dilated_reference
 
 
-def test_what_kernels_refuse() -> None:
+def test_what_kernels_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias, *rest = arguments(1, 4, 4, 2, (1,))
     assert "float64" in module._gpu_reason(x, weight, bias, *rest)
     assert "float64" in module._gpu_reason(x.float(), weight, bias, *rest)
     small = [t.float() for t in (x, weight, bias)]
     assert not module._cuda_reason(*small, (31,), True)
     assert "shared memory" in module._cuda_reason(*small, (32,), True)
-    wide = torch.empty(1, device="meta").expand(1, 2, 2, 2).as_strided((1, 2, 2, 2), (0, 2**31, 1, 1))
-    assert "32 bits" in module._gpu_reason(wide, *(t.float() for t in (weight, bias)), *rest)
+    monkeypatch.setattr(module, "OFFSETS", 31)  # the last value's
+    assert "32 bits" in module._gpu_reason(*small, *rest)
 
 
 @pytest.mark.skipif(bool(_nvrtc.MISSING), reason="NVRTC is not installed")

@@ -70,18 +70,19 @@ def kernels(cfg: "DictConfig") -> dict[str, Any]:
 
 
 def _cpu(operation: Operation, case: Case, repeats: int) -> dict[str, Any]:
-    """One row: the dispatcher's choice against the reference; the same code needs no clock."""
+    """One row: the dispatcher's choices against the reference; the same code needs no clock."""
     args = case.make(torch.device("cpu"), torch.float32)
-    run, path = operation.choose(*args), operation.path(*args)
-    row: dict[str, Any] = {"operation": operation.name, "shape": case.label, "path": path}
-    for name, step in (("forward", _forward), ("train", _train)):
-        if path == "reference":
-            row |= {f"{name}_ms": None, f"{name}_ratio": 1.0}
-            continue
-        ours, theirs = interleaved((partial(step, run, args), partial(step, operation.reference, args)), repeats)
-        row |= {f"{name}_ms": round(ours, 3), f"{name}_ratio": round(theirs / ours, 2)}
-    ratios = row["forward_ratio"], row["train_ratio"]
-    log.info("| %s | %s | %s | %.2f | %.2f |", operation.name, case.label, path, *ratios)
+    row: dict[str, Any] = {"operation": operation.name, "shape": case.label}
+    for name, step, sample in (("forward", _forward, args), ("train", _train, _leaves(args))):
+        path = operation.path(*sample)
+        ours, theirs = 1.0, 1.0
+        if path != "reference":
+            runs = operation.choose(*sample), operation.reference
+            ours, theirs = interleaved((partial(step, runs[0], args), partial(step, runs[1], args)), repeats)
+            row |= {f"{name}_ms": round(ours, 3), f"{name}_reference_ms": round(theirs, 3)}
+        row |= {f"{name}_path": path, f"{name}_ratio": round(theirs / ours, 2)}
+    keys = ("operation", "shape", "forward_path", "forward_ratio", "train_path", "train_ratio")
+    log.info("| %s |", " | ".join(str(row[key]) for key in keys))
     return row
 
 
@@ -148,11 +149,16 @@ def _forward(run: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 def _train(run: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Forward and backward into every floating argument."""
-    leaves = [a.detach().requires_grad_() if _floating(a) else a for a in args]
+    leaves = _leaves(args)
     outputs = run(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     inputs = [leaf for leaf in leaves if _floating(leaf)]
     torch.autograd.grad(outputs, inputs, [torch.ones_like(o) for o in outputs], allow_unused=True)
+
+
+def _leaves(args: tuple[Any, ...]) -> list[Any]:
+    """The same arguments, the floating ones wanting gradients."""
+    return [a.detach().requires_grad_() if _floating(a) else a for a in args]
 
 
 def _floating(value: Any) -> bool:

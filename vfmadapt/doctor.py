@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Ask the dispatcher, at the first shape that an operation's file offers; nothing is compiled or run.
+    """Ask the dispatcher, for training at the first shape that an operation's file offers; nothing is run.
 
     Returns:
         "machine": what there is to run with; "operations": {name: {"DEVICE DTYPE": {"path", "not": {name: reason}}}}.
@@ -55,7 +55,8 @@ def _machine() -> dict[str, str]:
 
 def _choice(operation: Operation, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     case = next(c for c in operation.cases if c.device == "cpu")  # the small ones
-    args = case.make(device, dtype)
+    made = case.make(device, dtype)
+    args = [a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in made]
     try:
         path = operation.path(*args)
     except (RuntimeError, ValueError) as error:
