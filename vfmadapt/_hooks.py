@@ -247,7 +247,7 @@ class Hooks:
                 raise UserError(f"{names} both stand in for {site.role} of block {site.index}: use one at a time")
             return on[0][1].fn(x)
         y = type(module).forward(module, x)
-        pairs = [pair for _, site, _ in on if site.pair is not None and (pair := site.pair()) is not None]
+        pairs = [pair for _, site, _ in on if isinstance(site, Instead) and site.pair and (pair := site.pair())]
         if len(pairs) == len(on):
             return self._updated([key[0] for key, *_ in on], pairs, y, x)
         for key, site, _ in on:
