@@ -247,13 +247,14 @@ def _backward_kernel(
             here = own + ((p // columns + dilations[r]) * across + p % columns + dilations[r])[:, None] * lanes
             here += lane[None, :]
             delta_here = tl.load(here)
-            for tap in tl.static_range(9):
-                w = tl.load(weight + (r * channels + c) * 9 + tap, mask=known, other=0).to(tl.float32)
-                down = dilations[r] * (tap // 3 - 1)
-                right = dilations[r] * (tap % 3 - 1)
-                total += w[None, :] * tl.load(here - (down * across + right) * lanes)
-                moved = _shifted(image, y + down, x_at + right, c, height, width, channels, x_y, x_x, x_c)
-                _add(sums + (r * 10 + tap) * channels + c, tl.sum(delta_here * moved, 0), known)
+            for row in range(3):
+                for column in tl.static_range(3):
+                    w = tl.load(weight + (r * channels + c) * 9 + row * 3 + column, mask=known, other=0).to(tl.float32)
+                    down = dilations[r] * (row - 1)
+                    right = dilations[r] * (column - 1)
+                    total += w[None, :] * tl.load(here - (down * across + right) * lanes)
+                    moved = _shifted(image, y + down, x_at + right, c, height, width, channels, x_y, x_x, x_c)
+                    _add(sums + (r * 10 + row * 3 + column) * channels + c, tl.sum(delta_here * moved, 0), known)
             _add(sums + (r * 10 + 9) * channels + c, tl.sum(delta_here, 0), known)
         keep = ((y < height) & (x_at < width))[:, None] & known[None, :]
         at = (y * out_y + x_at * out_x)[:, None] + (c * out_c)[None, :]
@@ -307,12 +308,14 @@ def _branch(
 ) -> tl.tensor:
     """u_r at pixels (y, x)."""
     known = c < channels
-    u = tl.load(bias + r * channels + c, mask=known, other=0).to(tl.float32)[None, :]
-    for tap in tl.static_range(9):
-        w = tl.load(weight + (r * channels + c) * 9 + tap, mask=known, other=0).to(tl.float32)
-        down = dilation * (tap // 3 - 1)
-        right = dilation * (tap % 3 - 1)
-        u = u + w[None, :] * _shifted(image, y + down, x + right, c, height, width, channels, by_y, by_x, by_c)
+    u = tl.zeros((y.shape[0], c.shape[0]), tl.float32)
+    u += tl.load(bias + r * channels + c, mask=known, other=0).to(tl.float32)[None, :]
+    for row in range(3):  # unrolled too, the code would outgrow the instruction cache
+        for column in tl.static_range(3):
+            w = tl.load(weight + (r * channels + c) * 9 + row * 3 + column, mask=known, other=0).to(tl.float32)
+            down = dilation * (row - 1)
+            right = dilation * (column - 1)
+            u += w[None, :] * _shifted(image, y + down, x + right, c, height, width, channels, by_y, by_x, by_c)
     return u
 
 
@@ -363,7 +366,7 @@ class Tile(NamedTuple):
         """Values of the tile and a margin around it."""
         return self.lanes * (self.rows + 2 * widest) * (self.columns + 2 * widest)
 
-    def count(self, x: Tensor) -> tuple[int, int]:
+    def counts(self, x: Tensor) -> tuple[int, int]:
         """How many tiles all images have, and how many blocks of channels."""
         batch, height, width, channels = x.shape
         return batch * -(-height // self.rows) * -(-width // self.columns), -(-channels // self.lanes)
@@ -391,7 +394,7 @@ def _splits(x: Tensor, tiles: int, blocks: int) -> int:
 
 def _triton_forward(x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool) -> Tensor:
     out, tile = torch.empty_like(x), _triton_tile(x)
-    tiles, blocks = tile.count(x)
+    tiles, blocks = tile.counts(x)
     *_, forward, _ = _triton.jit(_TRITON)
     args = (x, weight, bias, out, *x.shape[1:], *x.stride(), *out.stride(), tuple(dilations), activated, *tile)
     with _triton.on_device(x):
@@ -403,7 +406,7 @@ def _triton_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool
 ) -> tuple[Tensor, Tensor]:
     out, tile, widest = torch.empty_like(x), _triton_tile(x), max(dilations)
-    tiles, blocks = tile.count(x)
+    tiles, blocks = tile.counts(x)
     splits = _splits(x, tiles, blocks)
     sums = x.new_zeros(splits, len(dilations), 10, x.shape[3], dtype=torch.float32)
     scratch = x.new_empty(splits * blocks * tile.margin(widest), dtype=torch.float32)
@@ -444,7 +447,7 @@ def _cuda_plan(x: Tensor, dilations: Sequence[int], activated: bool) -> tuple[di
         "TILE_X": tile.columns,
         "ALONG_X": int(tile.lanes > 1),
     }
-    return macros, *tile.count(x)
+    return macros, *tile.counts(x)
 
 
 def _cuda_forward(x: Tensor, weight: Tensor, bias: Tensor, dilations: list[int], activated: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """Which implementation runs, and that every kernel compiles for GPUs that are not here."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vfmadapt import benchmark, benchmark_kernels, doctor
+from vfmadapt.build import compose
+from vfmadapt.errors import UserError
 from vfmadapt.kernels import _dispatch, _nvrtc, _triton
-from vfmadapt.kernels._dispatch import Implementation, Operation, Work, autocast, operations, unavailable
+from vfmadapt.kernels._dispatch import Case, Implementation, Operation, Work, autocast, operations, unavailable
 from vfmadapt.testing_kernels import compile_ahead
 
 X = torch.ones(3)
@@ -193,3 +197,52 @@ def test_triton_kernels_compile() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert sorted(found) == sorted(f"{name} {capability}" for name in having("triton") for capability in (80, 90))
     assert all(sizes and all(sizes.values()) for sizes in found.values())
+
+
+def small(*overrides: str) -> Any:
+    return compose("benchmark", ["what=kernels", "only=[doubled]", "repeats=1", "threads=1", *overrides])
+
+
+def test_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The dispatcher's choice against the reference; the same code needs no clock; columns of CUDA say why empty."""
+    case = Case("three values", "cpu", lambda device, dtype: (torch.ones(3, device=device, dtype=dtype),))
+    timed = dataclasses.replace(operation("cpu"), cases=(case,))
+    monkeypatch.setattr(benchmark_kernels, "operations", lambda: {"doubled": timed})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("VFMADAPT_KERNELS", raising=False)
+    output = tmp_path / "figures.json"
+    result = benchmark.main(small(f"output={output}"))
+    assert json.loads(output.read_text()) == result
+    (row,) = result["cpu"]
+    assert (row["operation"], row["shape"], row["train_path"]) == ("doubled", "three values", "cpu")
+    assert row["train_ratio"] == pytest.approx(row["train_reference_ms"] / row["train_ms"], rel=0.5)
+    assert not result["cuda"]
+    assert "no CUDA device" in result["note"]
+    alone = dataclasses.replace(timed, implementations=())
+    monkeypatch.setattr(benchmark_kernels, "operations", lambda: {"doubled": alone})
+    (row,) = benchmark.main(small())["cpu"]
+    assert (row["train_path"], row["train_ratio"], "train_ms" in row) == ("reference", 1.0, False)
+    with pytest.raises(UserError, match="only=tripled: choose from doubled"):
+        benchmark.main(small("only=[tripled]"))
+    monkeypatch.setenv("VFMADAPT_KERNELS", "reference")
+    with pytest.raises(UserError, match="unset it"):
+        benchmark.main(small())
+
+
+def test_shares_of_what_the_device_reaches() -> None:
+    rates = (100e9, 1e12)
+    copied = benchmark_kernels._speed(Work(10**9, 10**9), 0.02, rates)
+    assert copied == {"ms": 20.0, "gb_per_s": 50.0, "tflop_per_s": 0.05, "share": "50% of copy"}
+    assert benchmark_kernels._speed(Work(10**6, 10**10), 0.04, rates)["share"] == "25% of matrix"
+
+
+def test_doctor_tells_each_path_and_why_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VFMADAPT_KERNELS", raising=False)
+    told = doctor.main(compose("doctor"))
+    assert sorted(told["operations"]) == sorted(operations())
+    assert told["machine"]["VFMADAPT_KERNELS"] == "auto"
+    half = told["operations"]["depthwise_dilated"]["cpu bfloat16"]
+    assert half["path"] == "reference"
+    assert set(half["not"]) == {"cpu", "triton", "cuda"}
+    monkeypatch.setenv("VFMADAPT_KERNELS", "cuda")
+    assert doctor.main(compose("doctor"))["operations"]["grouped_lora"]["cpu float32"]["path"].startswith("error: ")
