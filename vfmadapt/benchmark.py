@@ -102,7 +102,8 @@ def interleaved(case: Case, repeats: int) -> tuple[float, float]:
     """Median milliseconds of both; run in turn, so that whatever else the machine does meets both alike."""
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 2):  # two turns to warm up
-        for run, times in zip(case, taken, strict=True):
+        pair = list(zip(case, taken, strict=True))
+        for run, times in pair if turn % 2 else reversed(pair):  # a share of a CPU is cut off at even intervals
             start = time.perf_counter()
             run()
             if turn >= 2:
