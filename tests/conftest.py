@@ -15,6 +15,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels are tested in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; so do the processes that tests start
@@ -36,6 +38,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter cuts float32 down to bfloat16; GPUs round, and within the test so does it."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    language = pytest.importorskip("triton.language")
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    convert = interpreter._convert_float
+
+    def rounded(data: np.ndarray, before: Any, after: Any, mode: Any) -> np.ndarray:
+        if (before, after) == (language.float32, language.bfloat16):
+            return torch.tensor(data, dtype=torch.bfloat16).view(torch.uint16).numpy()
+        return convert(data, before, after, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 @pytest.fixture(scope="session")

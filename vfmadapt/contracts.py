@@ -225,12 +225,15 @@ class OnWeight:
 class Instead:
     """y <- fn(x) in place of what the module of a role computes: fn computes that part, too.
 
-    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once.
+    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once. `pair` is for
+    LoRA: while it gives (A (r, in), B (out, r), s), fn(x) is the module's own y + s (x Aᵀ) Bᵀ, and in a batch of
+    several adapters the host adds the updates of all of them at once.
     """
 
     role: str
     index: int
     fn: TokenFn
+    pair: Callable[[], tuple[Tensor, Tensor, float] | None] | None = None
 
 
 @dataclass(frozen=True)
