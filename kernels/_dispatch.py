@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vfmadapt.errors import UserError
 from vfmadapt.kernels import _nvrtc, _triton
 
 VARIABLE = "VFMADAPT_KERNELS"
@@ -98,12 +99,11 @@ class Operation:
         """The function for these arguments: VFMADAPT_KERNELS's, or the first that supports them, or the reference.
 
         Raises:
-            ValueError: VFMADAPT_KERNELS is none of the known.
-            RuntimeError: it names an implementation that cannot run, with the reason.
+            UserError: VFMADAPT_KERNELS is none of the known, or names what cannot run, with the reason.
         """
         setting = os.environ.get(VARIABLE, "auto")
         if setting not in CHOICES:
-            raise ValueError(f"{VARIABLE}={setting}: choose one of {', '.join(CHOICES)}")
+            raise UserError(f"{VARIABLE}={setting}: choose one of {', '.join(CHOICES)}")
         if setting == "reference" or _exporting():
             return self.reference
         if setting != "auto":
@@ -130,7 +130,7 @@ class Operation:
                 reason = self.reason(implementation, *args, interpret=True)
                 if not reason:
                     return implementation.run
-        raise RuntimeError(f"{VARIABLE}={name}: {self.name} cannot run so: {reason}; {VARIABLE}=auto takes what can")
+        raise UserError(f"{VARIABLE}={name}: {self.name} cannot run so: {reason}; {VARIABLE}=auto takes what can")
 
     def _notice(self, device: torch.device) -> None:
         if device.type == "cuda" and not torch.compiler.is_compiling():  # a compiler cannot trace logging

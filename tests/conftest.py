@@ -40,23 +40,6 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def interpreter_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter cuts float32 down to bfloat16; GPUs round, and within the test so does it."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
-    language = pytest.importorskip("triton.language")
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    convert = interpreter._convert_float
-
-    def rounded(data: np.ndarray, before: Any, after: Any, mode: Any) -> np.ndarray:
-        if (before, after) == (language.float32, language.bfloat16):
-            return torch.tensor(data, dtype=torch.bfloat16).view(torch.uint16).numpy()
-        return convert(data, before, after, mode)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
-
-
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real files; the test is skipped where it is not set."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vfmadapt.errors import UserError
 from vfmadapt.kernels import _triton
 from vfmadapt.kernels import lowrank_attention as module
 from vfmadapt.kernels.lowrank_attention import lowrank_attention, lowrank_attention_reference
@@ -94,5 +95,5 @@ def test_autocast_lowers_it_as_a_product() -> None:
     ],
 )
 def test_what_it_refuses(shape: tuple[int, ...], dtype: torch.dtype, reason: str) -> None:
-    with pytest.raises(RuntimeError, match=reason):
+    with pytest.raises(UserError, match=reason):
         lowrank_attention(*(t.to(dtype) if isinstance(t, Tensor) else t for t in arguments(*shape)))

@@ -59,7 +59,7 @@ def test_reference_by_name_and_unknown_names(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("VFMADAPT_KERNELS", "reference")
     assert operation("cpu").choose(X) is double
     monkeypatch.setenv("VFMADAPT_KERNELS", "fast")
-    with pytest.raises(ValueError, match="fast: choose one of auto, reference, triton, cuda"):
+    with pytest.raises(UserError, match="fast: choose one of auto, reference, triton, cuda"):
         operation("cpu")(X)
 
 
@@ -68,13 +68,13 @@ def test_a_named_implementation_runs_or_says_why_not(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     if not _triton.MISSING:
         assert operation("triton").choose(X) is triple
-        with pytest.raises(RuntimeError, match="doubled cannot run so: odd sizes"):
+        with pytest.raises(UserError, match="doubled cannot run so: odd sizes"):
             operation("triton", "odd sizes")(X)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(RuntimeError, match="tensors are on cpu"):
+    with pytest.raises(UserError, match="tensors are on cpu"):
         operation("triton")(X)
     monkeypatch.setenv("VFMADAPT_KERNELS", "cuda")
-    with pytest.raises(RuntimeError, match="no cuda implementation"):
+    with pytest.raises(UserError, match="no cuda implementation"):
         operation("triton")(X)
 
 

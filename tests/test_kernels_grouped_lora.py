@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vfmadapt.errors import UserError
 from vfmadapt.kernels import _triton
 from vfmadapt.kernels import grouped_lora as module
 from vfmadapt.kernels.grouped_lora import grouped_lora, grouped_lora_reference
@@ -104,7 +105,7 @@ def test_what_triton_refuses(named: str) -> None:
         (arguments([0], 2, 3, 4, 129), "ranks of 1 to 128, not 129"),
         ([t.double() if t.is_floating_point() else t for t in arguments([0], 2, 3, 4, 1)], "not torch.float64"),
     ):
-        with pytest.raises(RuntimeError, match=reason):
+        with pytest.raises(UserError, match=reason):
             grouped_lora(*given)
 
 

@@ -156,7 +156,7 @@ def test_functions_are_plain_values():
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_kernels_precision(dtype, interpreter_rounds):
+def test_kernels_precision(dtype):
     args = on_device(grid(5, 6, 10), *layer(), 2)
     assert_as_exact_as_torch(module._triton, bottleneck_mixture_reference, args, dtype)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vfmadapt.errors import UserError
 from vfmadapt.kernels import _nvrtc, _triton
 from vfmadapt.kernels._dispatch import VARIABLE, Operation, operations
 
@@ -59,7 +60,7 @@ def _choice(operation: Operation, device: torch.device, dtype: torch.dtype) -> d
     args = [a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in made]
     try:
         path = operation.path(*args)
-    except (RuntimeError, ValueError) as error:
+    except UserError as error:
         path = f"error: {error}"
     refused = {i.name: operation.reason(i, *args) for i in operation.implementations}
     return {"path": path, "not": {name: reason for name, reason in refused.items() if reason}}
