@@ -18,7 +18,7 @@ from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.predict import main
 from vfmadapt.raster.predict import RayCluster, predict_raster
-from vfmadapt.raster.ray_engine import import_ray
+from vfmadapt.raster.ray_actor import import_ray
 
 SPEC = DataSpec(
     "fake", ("red", "green", "blue"), tuple(ClassSpec(n, (9, 9, 9)) for n in "abcd"), mean=(0.5,) * 3, std=(0.2,) * 3

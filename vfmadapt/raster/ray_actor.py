@@ -48,14 +48,12 @@ class Task:
         Raises:
             UserError: another torch than the driver's.
         """
-        import ray
-
         wanted = self.plan.compute["torch"]
         if version("torch") != wanted:
             raise UserError(f"torch is {version('torch')} there and {wanted} on the driver; install one version")
         os.environ["VFMADAPT_KERNELS"] = self.plan.compute["kernels"]
         torch.set_num_threads(self.threads)
-        model = torch.load(io.BytesIO(ray.get(self.model)), map_location="cpu", weights_only=False)
+        model = torch.load(io.BytesIO(import_ray().get(self.model)), map_location="cpu", weights_only=False)
         return model.to(self.device)
 
 
@@ -115,8 +113,7 @@ class _FedJob(Job):
 
     def rows(self, indices: Iterable[int]) -> Iterator[TileRow | Done]:
         """As `Job.rows`; one reader at a time, for one that waited for another could keep the last free CPU from it."""
-        import ray
-
+        ray = import_ray()
         options = {"num_cpus": 1, "num_returns": "streaming", "_generator_backpressure_num_objects": _ROWS}
         reader = ray.remote(read_block).options(**options)
         for index in indices:
@@ -147,3 +144,20 @@ def portable(item: T) -> T:
         return item
     text = reason(item.error)
     return replace(item, error=OSError(errno.ENOSPC, text) if is_full(item.error) else RuntimeError(text))
+
+
+def import_ray() -> Any:
+    """The package, told to send nothing to its makers and to start its workers in this very environment.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of workers of a Ray started here; by default they yield to all
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("engine=ray needs Ray; pip install 'vfmadapt[ray]'") from error
+    return ray

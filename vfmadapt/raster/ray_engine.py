@@ -6,7 +6,6 @@ often. Blocks come to the driver through the file system that all nodes share.
 
 import io
 import logging
-import os
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +19,7 @@ import torch
 from vfmadapt.errors import UserError
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.job import Job, Work
-from vfmadapt.raster.ray_actor import Task, find_batch
+from vfmadapt.raster.ray_actor import Task, find_batch, import_ray
 from vfmadapt.raster.ray_pool import Pool
 from vfmadapt.raster.reading import Done
 
@@ -129,20 +128,3 @@ class _RayJob(Job):
             source = str(Path(source).absolute())
         model = ray.put(np.frombuffer(buffer.getbuffer(), dtype=np.uint8))
         return Task(self.plan, maps, source, model, torch.get_num_threads())
-
-
-def import_ray() -> Any:
-    """The package, told to send nothing to its makers and to start its workers in this very environment.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # of workers of a Ray started here; by default they yield to all
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("engine=ray needs Ray; pip install 'vfmadapt[ray]'") from error
-    return ray

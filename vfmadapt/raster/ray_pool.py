@@ -9,7 +9,7 @@ from typing import Any
 
 from vfmadapt.errors import UserError
 from vfmadapt.raster.job import Work
-from vfmadapt.raster.ray_actor import Mapper, Report, Task
+from vfmadapt.raster.ray_actor import Mapper, Report, Task, import_ray
 from vfmadapt.raster.reading import Done
 
 logger = logging.getLogger(__name__)
@@ -41,10 +41,8 @@ class Pool:
     """
 
     def __init__(self, task: Task, most: int | None, gpus: float) -> None:
-        import ray
-
-        self._ray, self._task, self._most, self._gpus = ray, task, most, gpus
-        self._shared = ray.put(task)
+        self._ray, self._task, self._most, self._gpus = import_ray(), task, most, gpus
+        self._shared = self._ray.put(task)
         self._actors: list[_Actor] = []
         self._unfit: dict[str, str] = {}  # why, by node
         self._losses: Counter[int] = Counter()
