@@ -77,7 +77,9 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import tests
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    head["_system_config"] = {"health_check_period_ms": 500}  # 3000 by default; five misses make a node dead
+    made = Cluster(initialize_head=True, head_node_args=head)
     made.doomed = made.add_node(num_cpus=1)
     made.connect()
     yield made
