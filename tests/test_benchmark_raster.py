@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from vfmadapt.benchmark import main
 from vfmadapt.build import compose
+from vfmadapt.errors import UserError
 
 
 def test_figures_of_a_tiny_raster(tmp_path):
@@ -19,3 +22,8 @@ def test_figures_of_a_tiny_raster(tmp_path):
     assert json.loads((tmp_path / "figures.json").read_text()) == result
     assert result["empty"]["300"]["mpx_per_s"] > 0
     assert 0 < result["vfm_tiny"]["share_around_model"] < 1
+
+
+def test_a_batch_that_only_mapping_knows():
+    with pytest.raises(UserError, match=r"^batch=auto: wanted is a whole number, for instance batch=2$"):
+        main(compose("benchmark", ["batch=auto"]))

@@ -153,7 +153,7 @@ def test_a_block_that_kills_its_actors_is_given_up(scene, cluster, tmp_path):
     assert len(finished(tmp_path)) == 8
 
 
-def test_the_tool(scene, cluster, tmp_path):
+def test_the_tool_with_two_adapters(scene, cluster, tmp_path):
     backbone = {
         "_target_": "vfmadapt.backbones.timm_models.timm_backbone",
         "name": "vit_tiny_patch16_224",
@@ -162,11 +162,20 @@ def test_the_tool(scene, cluster, tmp_path):
     }
     parts = {"adapter": "vfmadapt.adapters.frozen.Frozen", "head": "vfmadapt.heads.linear.LinearHead"}
     model = build_model({"backbone": backbone, **{k: {"_target_": v} for k, v in parts.items()}}, SPEC)
-    file = vfmadapt.save(tmp_path / "a.safetensors", model)
-    common = [f"input={scene}", f"adapter_file={file}", "preview=false", "window=[0,600,300,400]"]
-    for name, engine in {"ray": ["engine=ray", "ray.address=auto", "ray.actors=1"], "local": ["device=cpu"]}.items():
-        main(compose("predict", [*common, f"output={tmp_path}/{name}.tif", *engine]))
-    assert (tmp_path / "ray.tif").read_bytes() == (tmp_path / "local.tif").read_bytes()
+    a = vfmadapt.save(tmp_path / "a.safetensors", model)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.normal_()
+    b = vfmadapt.save(tmp_path / "b.safetensors", model)
+    common = [f"input={scene}", "preview=false", "window=[0,600,300,400]"]
+    together = [f"adapter_file=[{a},{b}]", f"output={tmp_path}/ray.tif"]
+    main(compose("predict", [*common, *together, "engine=ray", "ray.address=auto", "ray.actors=1"]))
+    maps = []
+    for name, file in {"a": a, "b": b}.items():
+        main(compose("predict", [*common, f"adapter_file={file}", f"output={tmp_path}/{name}.tif", "device=cpu"]))
+        maps.append((tmp_path / f"{name}.tif").read_bytes())
+        assert (tmp_path / f"ray_{name}.tif").read_bytes() == maps[-1]
+    assert maps[0] != maps[1]
 
 
 def test_a_node_that_cannot_compute_says_why(scene, cluster, tmp_path, monkeypatch):

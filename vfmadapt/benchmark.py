@@ -27,10 +27,12 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         `max_gradient_difference` of a gradient, over the largest gradient of the same tensor (or over 1).
 
     Raises:
-        UserError: the adapter has no such function, or sizes that it refuses.
+        UserError: the adapter has no such function, or sizes that it refuses; a batch that is no number.
     """
     import torch
 
+    if cfg.batch == "auto":  # which `predict` takes
+        raise UserError("batch=auto: wanted is a whole number, for instance batch=2")
     if cfg.what == "adapters":
         from vfmadapt.benchmark_adapters import overheads
 
