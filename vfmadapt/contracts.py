@@ -356,10 +356,11 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """A class of a label map: its name and its 8-bit RGB colour."""
+    """A class of a label map: its name and its 8-bit RGB colour; `line`: roads and the like, judged by their course."""
 
     name: str
     colour: tuple[int, int, int]
+    line: bool = False
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class SegmentationTask(LightningModule):
         self.loss = self._loss(None if class_weights == "auto" else class_weights)
         names = [c.name for c in model.spec.classes]
         ignored = model.spec.ignore_index
-        self.metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=boundary_tolerance)
+        lines = [c.name for c in model.spec.classes if c.line]
+        self.metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=boundary_tolerance, lines=lines)
         self.results: dict[str, dict[str, Any]] = {}
         self._stepped = 0
 
@@ -199,7 +200,8 @@ class SegmentationTask(LightningModule):
         result = self.metrics.compute()
         self.results[split] = result
         flat = {k: v for k, v in result.items() if not isinstance(v, dict)}
-        flat |= {f"{kind}_{name}": v for kind in ("iou", "f1") for name, v in result[kind].items()}
+        per_class = {k: v for k, v in result.items() if isinstance(v, dict)}
+        flat |= {f"{kind}_{name}": v for kind, values in per_class.items() for name, v in values.items()}
         known = {f"{split}/{k.replace(' ', '_')}": v for k, v in flat.items() if v is not None}
         # a set without a labelled pixel has no mIoU, but callbacks wait for one
         self.log(f"{split}/miou", known.pop(f"{split}/miou", 0.0), prog_bar=True)
