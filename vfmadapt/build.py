@@ -96,8 +96,9 @@ def instantiate(node: Any, *args: Any, packages: Sequence[str] = MODEL_PACKAGES,
 
 
 def data_source(cfg: "DictConfig") -> "DataSource":
-    """The data set that `cfg.data` describes."""
-    source: DataSource = instantiate(cfg.data, packages=("vfmadapt.datasets.",))
+    """The data set that `cfg.data` describes; how much of it trains (`data.shots`) is no business of its own."""
+    settings = {key: value for key, value in plain(cfg.data).items() if key != "shots"}
+    source: DataSource = instantiate(settings, packages=("vfmadapt.datasets.",))
     return source
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from omegaconf import DictConfig
 
+    from vfmadapt.model import AdaptedModel
     from vfmadapt.tasks.data import SegmentationData
     from vfmadapt.tasks.segmentation import SegmentationTask
 
@@ -34,18 +35,24 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     The keys are those of conf/train.yaml. The weights kept are those of the epoch with the best mIoU on the val split.
 
     Returns:
-        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`),
+        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" and, where classes are lines, "completeness",
+        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`),
         "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
         "previews" (of several processes only the first writes, and gives the paths of, adapter file and previews).
 
     Raises:
-        UserError: an impossible setting, nothing to resume from, a loss that is not finite.
+        UserError: an impossible setting, nothing to resume from, an adapter file that does not fit, a loss that is not
+            finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
     """
+    from vfmadapt.checkpoint import read_header
+
     run = run_folder(cfg)
     resumed = checkpoint_to_resume(cfg.resume, run)
     source = data_source(cfg)
     data = make_data(cfg, source)
+    if cfg.adapter_file:
+        read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
     source.prepare()
     from lightning.pytorch import seed_everything
 
@@ -62,7 +69,9 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         if adapter.hint:
             log.info("note: %s", adapter.hint)
     start = time.perf_counter()
-    if resumed is None:
+    if cfg.adapter_file:
+        start_from_file(model, cfg.adapter_file)
+    elif resumed is None:
         start_from_data(trainer, task, data)
     fit(trainer, task, data, resumed)
     seconds = time.perf_counter() - start
@@ -113,7 +122,7 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     ):
         check_arguments(made, name, settings)
     augment = Augment(**crop, **changes)
-    return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
+    return SegmentationData(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
 
 
 def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
@@ -159,6 +168,15 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
     if cfg.early_stop is not None:
         callbacks.append(EarlyStopping("val/miou", mode="max", patience=cfg.early_stop))
     return callbacks
+
+
+def start_from_file(model: "AdaptedModel", path: str) -> None:
+    """Load the weights of an earlier run; raises UserError unless backbone, adapter and head are the same."""
+    from vfmadapt.checkpoint import check_hash, read_file
+
+    header, state = read_file(path)
+    check_hash(path, header, model.backbone.spec)
+    model.load_adapter_state(state)
 
 
 def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> None:
