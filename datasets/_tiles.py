@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 SPLITS = ("train", "val", "test")
 
@@ -38,6 +39,9 @@ class Job:
         return self.folder / split / f"label_{index:05d}.tif"
 
 
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
 def tile_seed(split: str, index: int, seed: int) -> int:
     """The number that a tile is drawn from: another one for every split, index and seed of the set."""
     return (seed * len(SPLITS) + SPLITS.index(split)) * _SPLIT_SEEDS + index
@@ -55,7 +59,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_missing(job: Job, write: Callable[[Job, str, int], None], workers: int) -> int:
+def write_missing(job: AnyJob, write: Callable[[AnyJob, str, int], None], workers: int) -> int:
     """Write the tiles that are not there yet, and a marker when all are; returns how many were written.
 
     Args:
@@ -86,7 +90,7 @@ def write_missing(job: Job, write: Callable[[Job, str, int], None], workers: int
 
 
 def _write_in_processes(
-    job: Job, write: Callable[[Job, str, int], None], missing: Sequence[tuple[str, int]], workers: int
+    job: AnyJob, write: Callable[[AnyJob, str, int], None], missing: Sequence[tuple[str, int]], workers: int
 ) -> None:
     # Plain subprocesses and not multiprocessing: "fork" is unsafe beside torch's threads, and "spawn" runs the caller's
     # script again, which a script without a main guard does not survive.
