@@ -16,7 +16,8 @@ from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel
 from vfmadapt.tasks.augment import Augment
 from vfmadapt.tasks.data import EpochSampler, SegmentationData, collate
-from vfmadapt.tasks.segmentation import SegmentationTask, lr_factor
+from vfmadapt.tasks.segmentation import SegmentationTask
+from vfmadapt.tasks.training import lr_factor
 from vfmadapt.tasks.windows import whole_image
 
 CLASSES = (ClassSpec("dark", (0, 0, 0)), ClassSpec("bright", (255, 255, 255)), ClassSpec("absent", (255, 0, 0)))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vfmadapt.model import AdaptedModel
     from vfmadapt.tasks.data import SegmentationData
-    from vfmadapt.tasks.segmentation import SegmentationTask
+    from vfmadapt.tasks.training import AdapterTask
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
-    task: SegmentationTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
+    task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
     trainer = make_trainer(cfg, run)
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
@@ -179,7 +179,7 @@ def start_from_file(model: "AdaptedModel", path: str) -> None:
     model.load_adapter_state(state)
 
 
-def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> None:
+def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> None:
     """Show adapters whose start depends on data the first training batches, normalised.
 
     Before the trainer starts other processes, so that all of them see the same batches.
@@ -195,7 +195,7 @@ def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "Segment
     model.backbone.initialise([normalise(image, valid, model.mean, model.std) for image, valid in images])
 
 
-def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
@@ -213,17 +213,15 @@ def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", 
             raise KeyboardInterrupt from None
 
 
-def measure(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> dict[str, Any]:
+def measure(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> dict[str, Any]:
     """Metrics of the test split, also logged as a table."""
-    from vfmadapt.metrics import as_table
-
     with _quiet():
         trainer.test(task, datamodule=data, verbose=False)
-    log.info("test split of %s:\n%s", data.source.spec.name, as_table(task.results["test"]))
+    log.info("test split of %s:\n%s", data.source.spec.name, task.table())
     return task.results["test"]
 
 
-def _load_best(trainer: "Trainer", task: "SegmentationTask") -> None:
+def _load_best(trainer: "Trainer", task: "AdapterTask") -> None:
     import torch
 
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -232,16 +230,14 @@ def _load_best(trainer: "Trainer", task: "SegmentationTask") -> None:
         task.model.load_adapter_state(checkpoint["state_dict"])
 
 
-def _write(cfg: "DictConfig", task: "SegmentationTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
+def _write(cfg: "DictConfig", task: "AdapterTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
     """Adapter file and previews of test images."""
     from vfmadapt.checkpoint import save
-    from vfmadapt.tasks.previews import evenly, write_previews
+    from vfmadapt.tasks.previews import evenly
 
     file = save(run / "adapter.safetensors", task.model, training=plain(cfg))
     samples = data.samples("test")
-    pictures = write_previews(
-        task.model, samples, run / "previews", indices=evenly(samples, cfg.previews), side=task.window
-    )
+    pictures = task.draw(samples, run / "previews", indices=evenly(samples, cfg.previews))
     log.info("adapter file: %s (%.2f MB)\npreviews: %s", file, file.stat().st_size / 1e6, run / "previews")
     return {"adapter_file": str(file), "adapter_bytes": file.stat().st_size, "previews": [str(p) for p in pictures]}
 
