@@ -150,12 +150,21 @@ def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
 
 
 def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
-    """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`."""
+    """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`.
+
+    A `PromptableModel` where the head answers prompts.
+    """
+    from vfmadapt.contracts import PromptHead
     from vfmadapt.model import AdaptedModel
+    from vfmadapt.promptable import PromptableModel
 
     backbone = build_backbone(cfg["backbone"], cfg["adapter"], spec.bands)
-    backbone.config["head"] = plain(cfg["head"])
-    return AdaptedModel(backbone, head(cfg["head"], backbone.spec, spec), spec=spec)
+    settings = plain(cfg["head"])
+    backbone.config["head"] = {k: v for k, v in settings.items() if k != "weights"}  # an adapter file holds the head
+    made = head(settings, backbone.spec, spec)
+    if isinstance(made, PromptHead):
+        return PromptableModel(backbone, made, spec=spec)
+    return AdaptedModel(backbone, made, spec=spec)
 
 
 def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":

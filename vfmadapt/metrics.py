@@ -1,6 +1,6 @@
 """Metrics of semantic segmentation, all from counts over the whole set (papers' mIoU), never averaged per image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,11 +128,7 @@ class SegmentationMetrics:
 
     def sync(self, device: torch.device | None = None) -> None:
         """Sum the counts over the processes of a distributed run; `device` is one that its backend can reduce on."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for name in ("confusion", "boundary", "course"):
-                counts = getattr(self, name).to(device)
-                torch.distributed.all_reduce(counts)
-                setattr(self, name, counts.cpu())
+        _sync(self, ("confusion", "boundary", "course"), device)
 
     def compute(self) -> dict[str, Any]:
         """All counted so far: "miou", "accuracy", "mean_f1", "boundary_f1", "iou" and "f1" (both {class: value}).
@@ -170,6 +166,59 @@ class SegmentationMetrics:
             both = precision + recall
             scores.append((2 * precision * recall / both if both else 0.0) if found + true else None)
         return scores
+
+
+class PromptMetrics:
+    """Mean IoU of the masks of prompted objects, over all objects of a set.
+
+    `PROMPTS` are what is asked; `clicks`: how many follow the first point.
+    """
+
+    PROMPTS = ("box", "point", "clicks")
+
+    def __init__(self, classes: Sequence[str], *, clicks: int) -> None:
+        self.classes, self.clicks = tuple(classes), clicks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was counted."""
+        self.sums = torch.zeros(len(self.PROMPTS), len(self.classes), dtype=torch.float64)
+        self.objects = torch.zeros(len(self.classes), dtype=torch.int64)
+
+    def update(self, classes: Tensor, iou: Mapping[str, Tensor]) -> None:
+        """Count objects: labels of their classes (M,) and the IoU from each kind of prompt (M,)."""
+        at = classes.cpu()
+        for total, kind in zip(self.sums, self.PROMPTS, strict=True):
+            total.index_add_(0, at, iou[kind].double().cpu())
+        self.objects += torch.bincount(at, minlength=len(self.classes))
+
+    def sync(self, device: torch.device | None = None) -> None:
+        """Sum over the processes of a distributed run; `device` is one that its backend can reduce on."""
+        _sync(self, ("sums", "objects"), device)
+
+    def compute(self) -> dict[str, Any]:
+        """All counted so far: "box_iou", "point_iou", "clicks_iou", "iou" ({class: from a box}), "objects", "clicks".
+
+        "miou" is "box_iou". Values lie in 0..1; None without an object.
+        """
+        count = self.objects.sum()[None]
+        means = {kind: _ratio(total.sum()[None], count)[0] for kind, total in zip(self.PROMPTS, self.sums, strict=True)}
+        return {
+            "miou": means["box"],
+            **{f"{kind}_iou": value for kind, value in means.items()},
+            "iou": dict(zip(self.classes, _ratio(self.sums[0], self.objects), strict=True)),
+            "objects": int(count),
+            "clicks": self.clicks,
+        }
+
+
+def _sync(counts: Any, names: Sequence[str], device: torch.device | None) -> None:
+    """Sum tensors of these names over the processes of a distributed run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for name in names:
+            total = getattr(counts, name).to(device)
+            torch.distributed.all_reduce(total)
+            setattr(counts, name, total.cpu())
 
 
 _COLUMNS = {
