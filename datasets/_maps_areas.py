@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vfmadapt.datasets._maps_curves import Points, blob, normals, rectangle
+from vfmadapt.datasets._maps_curves import Points, blob, lattice, line_of, normals, rectangle
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._procedural import Field, coordinates, draw_polygons
 
@@ -13,18 +13,6 @@ _SYMBOLS: dict[str, list[list[tuple[float, float]]]] = {  # strokes of the unit 
     "bar": [[(0, -0.5), (0, 0.5)]],
     "vee": [[(-0.35, -0.4), (0, 0.4), (0.35, -0.4)]],
 }
-
-
-def _lattice(plates: Plates, across: float, down: float, angle: float, jitter: float) -> Points:
-    """Points of a staggered grid over the whole sheet."""
-    height, width = plates.size
-    reach = int((height + width) / min(across, down)) + 2
-    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    x, y = (columns + 0.5 * (rows % 2)) * across, rows * down
-    turned = np.stack([x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)], axis=-1)
-    points = turned.reshape(-1, 2) + plates.rng.uniform(0, 20, 2) + (width / 2, height / 2)
-    points = points + plates.rng.normal(0, jitter, points.shape)
-    return points[((points > -8) & (points < (width + 8, height + 8))).all(axis=1)].astype(np.float32)
 
 
 def _in(points: Points, area: Field) -> Points:
@@ -42,7 +30,9 @@ def draw_vineyard(plates: Plates) -> None:
     plates.clear(area * 0.999, ["black", "green"])
     plates.label("vineyard", area)
     step = float(rng.uniform(7, 11))
-    places = _in(_lattice(plates, step, step * float(rng.uniform(0.8, 1.1)), float(rng.uniform(-0.5, 0.5)), 0.5), area)
+    places = _in(
+        lattice(rng, plates.size, step, step * float(rng.uniform(0.8, 1.1)), float(rng.uniform(-0.5, 0.5)), 0.5), area
+    )
     tall, ink = float(rng.uniform(4.5, 7)), "black" if rng.random() < 0.75 else "brown"
     strokes = [np.asarray(s, dtype=np.float32) * tall for s in _SYMBOLS[plates.style.vineyards]]
     plates.lines(ink, [stroke + p for p in places for stroke in strokes], float(rng.uniform(0.9, 1.3)))
@@ -57,7 +47,8 @@ def draw_wood(plates: Plates) -> None:
     area = draw_polygons(plates.size, [outline])
     if plates.style.woods == "tint":
         plates.draw("green", area)
-    places = _in(_lattice(plates, *rng.uniform(9, 16, 2).tolist(), float(rng.uniform(0, 1)), 3.5), area)
+    across, down, angle = (float(rng.uniform(*span)) for span in ((9, 16), (9, 16), (0, 1)))
+    places = _in(lattice(rng, plates.size, across, down, angle, 3.5), area)
     rings = []
     turn = np.linspace(0, 2 * np.pi, 11, dtype=np.float32)
     for place in places:
@@ -65,10 +56,10 @@ def draw_wood(plates: Plates) -> None:
         ring = place + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         rings.append(ring)
         if plates.style.woods == "trees":  # the shadow's side, thicker
-            rings += [ring[1:5] + 0.7, place + np.float32([[0, radius], [radius, radius]])]
+            rings += [ring[1:5] + 0.7, place + line_of((0, radius), (radius, radius))]
     plates.lines("black", [r.astype(np.float32) for r in rings], float(rng.uniform(0.7, 1.1)))
     if rng.random() < 0.6:
-        plates.lines("black", [o for o in outline[:, None] + np.float32([[0, 0], [0.8, 0]])], 1.2)
+        plates.lines("black", [place + line_of((0, 0), (0.8, 0)) for place in outline], 1.2)
 
 
 def draw_orchard(plates: Plates) -> None:
@@ -76,18 +67,17 @@ def draw_orchard(plates: Plates) -> None:
     rng = plates.rng
     area = draw_polygons(plates.size, [blob(rng, plates.place(), float(rng.uniform(15, 35)), 0.3)[::20]])
     step = float(rng.uniform(8, 13))
-    places = _in(_lattice(plates, step, step, float(rng.uniform(0, 1.5)), 0.3), area)
-    plates.lines("black", [p + np.float32([[0, 0], [0.5, 0]]) for p in places], float(rng.uniform(1.5, 3)))
+    places = _in(lattice(rng, plates.size, step, step, float(rng.uniform(0, 1.5)), 0.3), area)
+    plates.lines("black", [p + line_of((0, 0), (0.5, 0)) for p in places], float(rng.uniform(1.5, 3)))
 
 
 def draw_marsh(plates: Plates) -> None:
     """Short level strokes in blue, which are no lake."""
     rng = plates.rng
     area = draw_polygons(plates.size, [blob(rng, plates.place(), float(rng.uniform(20, 50)))])
-    places = _in(_lattice(plates, 16, float(rng.uniform(3.5, 6)), 0.0, 3.0), area)
+    places = _in(lattice(rng, plates.size, 16, float(rng.uniform(3.5, 6)), 0.0, 3.0), area)
     reach = rng.uniform(3, 7, len(places))
-    strokes = [p + np.float32([[-r, 0], [r, 0]]) for p, r in zip(places, reach, strict=True)]
-    plates.lines("blue", [s.astype(np.float32) for s in strokes], 0.8)
+    plates.lines("blue", [p + line_of((-r, 0), (r, 0)) for p, r in zip(places, reach, strict=True)], 0.8)
 
 
 def draw_lake(plates: Plates) -> None:
@@ -135,7 +125,8 @@ def draw_houses(plates: Plates, roads: list[Points], taken: Field) -> None:
                         shapes.append(rectangle(middle, rng.uniform(7, 17) * grown, deep, angle))
                     away += deep + rng.uniform(4, 8)
     for _ in range(rng.integers(0, 5)):
-        shapes.append(rectangle(np.float32(plates.place()), *rng.uniform(7, 30, 2).tolist(), float(rng.uniform(0, 2))))
+        long, deep = rng.uniform(7, 30, 2).tolist()
+        shapes.append(rectangle(line_of(plates.place())[0], long, deep, float(rng.uniform(0, 2))))
     _print_houses(plates, _apart([s for s in shapes if not _in(s, taken).size]))
 
 

@@ -18,6 +18,11 @@ _OUTSIDE = 60  # pixels beyond the frame that parallel curves and smoothing may 
 _JOINTLESS = 2.0  # pixels up to which the gap at a bend is not seen
 
 
+def line_of(*places: tuple[float, float]) -> Points:
+    """A polyline through (x, y) places."""
+    return np.array(places, dtype=np.float32)
+
+
 def resample(points: Points, step: float = STEP) -> Points:
     """Points every `step` pixels along a polyline."""
     lengths = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
@@ -35,7 +40,7 @@ def smooth(points: Points, sigma: float) -> Points:
 def curve(rng: np.random.Generator, size: Size, *, step: float, turn: float) -> Points:
     """A smooth line that wanders across the sheet and ends soon outside; `turn` is the bend per `step` (radians)."""
     line = smooth(resample(walk(rng, size, step=step, turn=turn)), step)
-    near = np.flatnonzero(((line > -_OUTSIDE) & (line < np.float32(size[::-1]) + _OUTSIDE)).all(axis=1))
+    near = np.flatnonzero(((line > -_OUTSIDE) & (line < np.asarray(size[::-1]) + _OUTSIDE)).all(axis=1))
     return line[near[0] : near[-1] + 1]
 
 
@@ -105,3 +110,15 @@ def rectangle(centre: Points, width: float, height: float, angle: float) -> Poin
     corners = np.array([[-width, -height], [width, -height], [width, height], [-width, height]]) / 2
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return np.asarray(corners @ turn + centre, dtype=np.float32)
+
+
+def lattice(rng: np.random.Generator, size: Size, across: float, down: float, angle: float, jitter: float) -> Points:
+    """Places of a staggered grid over the whole sheet, each off by about `jitter` pixels."""
+    height, width = size
+    reach = int((height + width) / min(across, down)) + 2
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    x, y = (columns + 0.5 * (rows % 2)) * across, rows * down
+    turned = np.stack([x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)], axis=-1)
+    places = turned.reshape(-1, 2) + rng.uniform(0, 20, 2) + (width / 2, height / 2)
+    places = places[((places > -8) & (places < (width + 8, height + 8))).all(axis=1)]
+    return np.asarray(places + rng.normal(0, jitter, places.shape), dtype=np.float32)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.datasets._maps_curves import STEP, Points, resample
+from vfmadapt.datasets._maps_curves import STEP, Points, line_of, resample
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._procedural import Field, blur
 
@@ -95,10 +95,10 @@ def draw_lettering(plates: Plates, rivers: list[Points]) -> None:
     for river in rivers:
         if rng.random() < 0.6 and len(river) > 60:
             start = int(rng.integers(len(river) - 50))
-            line = river[start:] if river[-1, 0] > river[start, 0] else river[start::-1]
+            line = river[start:] if river[start + 50, 0] > river[start, 0] else river[start + 50 :: -1]
             name = str(rng.choice(_STEMS)) + str(rng.choice(_WATER))
             chosen = writer if rng.random() < 0.5 else water
-            chosen.write(name, line + np.float32([0, 4]), style.faces[1], float(rng.uniform(10, 18)), 3)
+            chosen.write(name, line + line_of((0, 4)), style.faces[1], float(rng.uniform(10, 18)), 3)
     _spot_heights(plates, writer)
     letters = writer.cover()
     if rng.random() < 0.3:  # the engraver left a rim of paper around the letters
@@ -109,7 +109,7 @@ def draw_lettering(plates: Plates, rivers: list[Points]) -> None:
 
 def _straight(place: tuple[float, float], slant: float) -> Points:
     x, y = place
-    return resample(np.float32([[x, y], [x + 400 * np.cos(slant), y - 400 * np.sin(slant)]]))
+    return resample(line_of((x, y), (x + 400 * np.cos(slant), y - 400 * np.sin(slant))))
 
 
 def _spot_heights(plates: Plates, writer: _Writer) -> None:
@@ -117,7 +117,7 @@ def _spot_heights(plates: Plates, writer: _Writer) -> None:
     rng = plates.rng
     for _ in range(rng.integers(0, 4)):
         x, y = plates.place()
-        plates.lines("black", [np.float32([[x, y], [x + 0.5, y]])], float(rng.uniform(2.5, 5)))
+        plates.lines("black", [line_of((x, y), (x + 0.5, y))], float(rng.uniform(2.5, 5)))
         if rng.random() < 0.3:
             plates.lines("black", [_ring(x, y, 5, int(rng.choice([3, 24])))], 1.0)
         size = float(rng.choice([10, 13, 18, 24]))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vfmadapt.datasets._maps_curves import Points, bars, beside, curve, dashes, inside, smooth, stroke
+from vfmadapt.datasets._maps_curves import Points, bars, beside, curve, dashes, inside, normals, smooth, stroke
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._maps_styles import Railway, Road
 from vfmadapt.datasets._procedural import Field
@@ -110,11 +110,11 @@ def draw_walls(plates: Plates, along: list[Points]) -> None:
             line = beside(base, float(rng.choice([-1, 1]) * rng.uniform(12, 30)))
         else:
             line = curve(rng, plates.size, step=14, turn=0.3)
-        start, length = int(rng.integers(max(1, len(line) - 40))), int(rng.integers(20, 70))
+        start, length = int(rng.integers(max(1, len(line) - 40))), int(rng.integers(20, 110))
         piece = line[start : start + length]
         if len(piece) < 10:
             continue
-        tall = rng.uniform(2, 6) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
+        tall = rng.uniform(2, 9) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
         if rng.random() < 0.35:
             plates.lines("brown", bars(piece, float(rng.uniform(2.5, 5)), float(tall.mean() * 1.6), 0), 0.9)
         else:
@@ -122,11 +122,13 @@ def draw_walls(plates: Plates, along: list[Points]) -> None:
 
 
 def _rock(plates: Plates, line: Points, tall: Field) -> None:
+    """A band between two uneven edges with lines along it, hatched across."""
     rng = plates.rng
-    upper = smooth(beside(line, 1.0) + (beside(line, 1.0) - line) * tall[:, None], 3)
-    lower = smooth(beside(line, -1.0) - (beside(line, 1.0) - line) * tall[:, None] * 0.6, 3)
-    plates.lines("black", [upper, lower] + ([line] if rng.random() < 0.5 else []), 1.0)
-    every = int(rng.integers(1, 3))
-    count = min(len(upper), len(lower))
-    strokes = [np.stack([upper[i], lower[i]]) + rng.normal(0, 0.5, (2, 2)) for i in range(0, count, every)]
+    across = normals(line) * tall[:, None]
+    shares = np.linspace(1, -0.6, int(rng.integers(2, 5)))
+    along = [smooth(line + across * np.float32(share), 3) for share in shares]
+    plates.lines("black", along, 1.0)
+    upper, lower = along[0], along[-1]
+    places = range(0, min(len(upper), len(lower)), int(rng.integers(1, 3)))
+    strokes = [np.stack([upper[i], lower[i]]) + rng.normal(0, 0.5, (2, 2)) for i in places]
     plates.lines("black", [s.astype(np.float32) for s in strokes], 1.0)

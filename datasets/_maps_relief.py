@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vfmadapt.datasets._maps_curves import Points
+from vfmadapt.datasets._maps_curves import Points, lattice
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._procedural import Field, blur, coordinates, draw_lines, power_noise, smoothstep
 
@@ -44,12 +44,14 @@ def draw_contours(plates: Plates) -> None:
 
 
 def draw_hachures(plates: Plates) -> None:
-    """Strokes down the steeper slopes."""
+    """Strokes down the steeper slopes, the thicker the steeper."""
     rng = plates.rng
-    down, right = np.gradient(blur(plates.height, 4))
-    angle, steep = np.arctan2(down, right), np.hypot(down, right)
-    u, v = coordinates(plates.size)
-    stripes = np.sin((v * np.cos(angle) - u * np.sin(angle)) * np.float32(rng.uniform(1.3, 2.2)))
-    from_here = float(np.quantile(steep, rng.uniform(0.5, 0.8)))
-    cover = smoothstep(stripes, 0.3, 0.8) * smoothstep(steep, from_here, from_here * 1.3)
-    plates.draw("brown", np.asarray(cover * np.float32(rng.uniform(0.5, 1)), dtype=np.float32))
+    slope = np.stack(np.gradient(blur(plates.height, 4))[::-1], axis=-1)
+    steep = np.hypot(slope[..., 0], slope[..., 1])
+    places = lattice(rng, plates.size, float(rng.uniform(3.5, 5)), float(rng.uniform(6, 9)), 0.0, 0.8)
+    x, y = np.clip(places.astype(int), 0, np.asarray(plates.size[::-1]) - 1).T
+    half = slope[y, x] / np.maximum(steep[y, x], 1e-6)[:, None] * np.float32(rng.uniform(3, 4.5))
+    levels = np.quantile(steep, (0.55, 0.8, 1))
+    for low, high, width in zip(levels[:-1], levels[1:], (0.6, 1.4), strict=True):
+        chosen = np.flatnonzero((steep[y, x] > low) & (steep[y, x] <= high))
+        plates.lines("brown", [np.stack([places[i] - half[i], places[i] + half[i]]) for i in chosen], width)

@@ -10,6 +10,7 @@ from vfmadapt.datasets._procedural import Field, blur, coordinates, power_noise,
 
 ORDER = ("water", "green", "red", "brown", "blue", "black")
 """Inks in the order of printing; each lets the ones below shine through, as ink does."""
+_YELLOW = np.array([0.6, 1.0, 1.6], dtype=np.float32)  # how much age takes of red, green and blue
 
 
 def scan(plates: Plates) -> NDArray[np.uint8]:
@@ -20,7 +21,7 @@ def scan(plates: Plates) -> NDArray[np.uint8]:
     fade = rng.uniform(0, 0.35) * wear
     for ink in ORDER:
         cover = _printed(plates, plates.covers[ink], ink, wear)
-        colour = np.float32(plates.colours[ink]) * np.float32(1 - fade) + np.float32(fade)
+        colour = np.asarray(plates.colours[ink], dtype=np.float32) * np.float32(1 - fade) + np.float32(fade)
         rgb *= 1 - cover[..., None] * (1 - colour)
     rgb = _folds(rng, rgb, wear)
     return _jpeg(rng, _scanned(rng, rgb, wear))
@@ -29,14 +30,14 @@ def scan(plates: Plates) -> NDArray[np.uint8]:
 def _paper(plates: Plates, wear: float) -> Field:
     """Paper with fibres, a yellowed cast that varies, and stains."""
     rng, size = plates.rng, plates.size
-    base = np.float32(plates.between(plates.style.paper))
+    base = np.asarray(plates.between(plates.style.paper), dtype=np.float32)
     cast = power_noise(rng, size, 2.5, outer=250) * np.float32(0.03 * wear)
     fibre = power_noise(rng, size, 0.8, outer=6) * np.float32(rng.uniform(0.004, 0.02))
-    grain = (1 + fibre)[..., None] + cast[..., None] * np.float32([0.6, 1.0, 1.6])
+    grain = (1 + fibre)[..., None] + cast[..., None] * _YELLOW
     if rng.random() < 0.3 * wear:
         stain = smoothstep(power_noise(rng, size, 2.2, outer=120), 1.0, 1.6)
         rim = np.clip(stain * (1 - stain) * 4, 0, 1) * np.float32(0.5) + stain
-        grain = grain - rim[..., None] * np.float32([0.05, 0.09, 0.16]) * np.float32(rng.uniform(0.4, 1.2))
+        grain = grain - rim[..., None] * _YELLOW * np.float32(rng.uniform(0.03, 0.1))
     return np.asarray(base * grain, dtype=np.float32)
 
 

@@ -48,9 +48,7 @@ def _ground(plates: Plates) -> None:
     """Relief, vegetation and lakes."""
     rng = plates.rng
     if rng.random() < 0.9:
-        draw_contours(plates)
-    if rng.random() < 0.15:
-        draw_hachures(plates)
+        (draw_hachures if rng.random() < 0.15 else draw_contours)(plates)
     for draw, most in (
         (areas.draw_wood, 3),
         (areas.draw_orchard, 3),

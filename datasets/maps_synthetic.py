@@ -92,7 +92,7 @@ class MapsSynthetic:
         self,
         root: str | Path,
         *,
-        train: int = 300,
+        train: int = 600,
         val: int = 12,
         test: int = 40,
         size: int = 256,
