@@ -353,6 +353,10 @@ class Head(nn.Module):
         """Features -> logits (B, K, H, W) for `size` = (H, W) of the image."""
         raise NotImplementedError  # abstract
 
+    def supervised(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """All logits (B, K, H, W) that training compares with the labels: `forward`'s, then a head's coarser ones."""
+        return (self(features, size),)
+
 
 @dataclass(frozen=True)
 class MaskPrompts:

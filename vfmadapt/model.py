@@ -54,6 +54,10 @@ class AdaptedModel(nn.Module):
         logits: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
         return logits
 
+    def supervised(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All logits (B, K, H, W) that training compares with the labels; the first are those of `forward`."""
+        return self.head.supervised(self.features(image, valid), (image.shape[-2], image.shape[-1]))
+
     def features(self, image: Tensor, valid: Tensor | None = None) -> Features:
         """What the head gets of images (B, C, H, W) in sensor units; raises UserError for other bands."""
         if image.ndim != 4 or image.shape[1] != len(self.spec.bands):

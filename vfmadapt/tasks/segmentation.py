@@ -73,14 +73,14 @@ class SegmentationTask(AdapterTask):
             self.loss = self._loss(class_weights(self._data().class_pixels()))
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
-        """Loss of a batch, with the adapters' auxiliary losses; a second forward where they compare two.
+        """Loss of a batch, with the head's and the adapters' auxiliary losses; a second forward where they compare two.
 
         Raises:
             UserError: the loss is not finite; it names the step.
         """
-        logits = self.model(batch["image"], batch["valid"])
+        logits, *coarser = self.model.supervised(batch["image"], batch["valid"])
         parts = self.loss(logits, batch["mask"])
-        loss: Tensor = parts["loss"]
+        loss: Tensor = torch.stack([parts["loss"], *(self.loss(c, batch["mask"])["loss"] for c in coarser)]).sum()
         if comparing := [a for a in self.model.backbone.active_adapters() if a.forwards_per_step == 2]:
             again = self.model(batch["image"], batch["valid"])
             consistency = torch.stack([a.consistency(logits, again) for a in comparing]).sum()
