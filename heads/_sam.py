@@ -12,12 +12,15 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransfor
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from vfmadapt.contracts import BackboneSpec, UserError
+from vfmadapt.contracts import BackboneSpec, MaskPrompts, UserError
 from vfmadapt.heads._resize import resolve_layers
 
 MASK_CHANNELS = 16  # of the convolutions that read a mask prompt ...
 DEPTH = 2  # ... two-way layers ...
 QUALITY_DEPTH = 3  # ... and layers of the head that predicts IoU: all as published
+
+DRAWN = 4.0  # logit of a drawn prompt: as sure as a good mask is, and ...
+DOT = 3.0  # ... radius of a drawn point, in values of the mask prompt
 
 _NECK = "image_encoder.neck."
 _OWN = (_NECK, "prompt_encoder.", "mask_decoder.")
@@ -74,6 +77,32 @@ def place_in_grid(points: Tensor, padded: tuple[int, int]) -> Tensor:
     """
     size = points.new_tensor([padded[1], padded[0]])
     return (points + 0.5) / size - 0.5
+
+
+def draw_prompts(prompts: MaskPrompts, cells: tuple[int, int], stride: int) -> Tensor:
+    """Points and boxes as a mask prompt (B, M, 4h, 4w): positive on the object, negative off it, 0 unknown.
+
+    They are added to `prompts.masks` where there are some. `cells`: (h, w) of the grid; `stride`: pixels per cell.
+    """
+    given = prompts.points if prompts.points is not None else prompts.boxes
+    if given is None:
+        assert prompts.masks is not None
+        return prompts.masks
+    step = stride / 4
+    rows, columns = ((torch.arange(4 * n, device=given.device) + 0.5) * step - 0.5 for n in cells)
+    drawn = given.new_zeros(*given.shape[:2], len(rows), len(columns))
+    if prompts.masks is not None:
+        drawn = drawn + prompts.masks
+    if prompts.boxes is not None:
+        left, top, right, bottom = prompts.boxes[..., None].unbind(2)
+        across, down = (columns >= left) & (columns <= right), (rows >= top) & (rows <= bottom)
+        drawn = drawn + DRAWN * (2.0 * (down[..., None] & across[..., None, :]) - 1)
+    if prompts.points is not None and prompts.labels is not None:
+        x, y = prompts.points[..., None, None].unbind(3)
+        dots = (columns - x).square() + (rows[:, None] - y).square() <= (DOT * step) ** 2
+        signs = torch.where(prompts.labels < 0, 0.0, 2 * prompts.labels - 1)  # -1: no point
+        drawn = drawn + DRAWN * (dots * signs[..., None, None]).sum(2)
+    return drawn
 
 
 def load_official(head: nn.Module, path: str | Path, *, fresh: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PromptedMask
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
+    draw_prompts,
     load_official,
     make_mask_decoder,
     make_neck,
@@ -35,6 +36,8 @@ class SamHead(PromptHead):
         mlp_width: inner width of the decoder's MLPs (published: 2048).
         heads: of its attention (published: 8).
         masks: alternatives for a prompt that means several things (published: 3).
+        draw: show points and boxes in the mask prompt, too. Trained from scratch, the decoder needs many thousand steps
+            to learn what their codes mean for a pixel (SAM had 90,000); drawn, it starts from the box.
         weights: a checkpoint of SAM, the file that backbone.weights names; None: random.
         frozen: parts that are not trained, of neck, prompt_encoder, mask_decoder.
 
@@ -52,6 +55,7 @@ class SamHead(PromptHead):
         mlp_width: int = 2048,
         heads: int = 8,
         masks: int = 3,
+        draw: bool = False,
         weights: str | None = None,
         frozen: Sequence[str] = (),
     ) -> None:
@@ -61,7 +65,7 @@ class SamHead(PromptHead):
         if masks < 2:
             raise UserError(f"head.masks={masks}: give at least 2 (published: 3)")
         layer = deepest_fine_layer(spec, layers)
-        self.layers, self.stride = (layer,), spec.strides[layer]
+        self.layers, self.stride, self.draw = (layer,), spec.strides[layer], draw
         self.neck = make_neck(spec.dims[layer], width)
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
@@ -105,7 +109,8 @@ class SamHead(PromptHead):
             points = place_in_grid(prompts.points.flatten(0, 1), padded), prompts.labels.flatten(0, 1)
         if prompts.boxes is not None:
             boxes = place_in_grid(prompts.boxes.reshape(-1, 2, 2), padded).reshape(-1, 4)
-        if prompts.masks is not None:
-            masks = prompts.masks.flatten(0, 1).unsqueeze(1)
+        seen = draw_prompts(prompts, cells, self.stride) if self.draw else prompts.masks
+        if seen is not None:
+            masks = seen.flatten(0, 1).unsqueeze(1)
         sparse, dense = self.prompt_encoder(points, boxes, masks)
         return sparse, dense

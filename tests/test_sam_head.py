@@ -12,6 +12,7 @@ from vfmadapt.backbones.timm_models import timm_backbone
 from vfmadapt.build import build_model, compose, data_source
 from vfmadapt.contracts import Features, MaskPrompts, PromptedMasks
 from vfmadapt.errors import UserError
+from vfmadapt.heads._sam import DRAWN, draw_prompts
 from vfmadapt.heads.sam import SamHead
 from vfmadapt.heads.sam_decoder import SamDecoderHead
 from vfmadapt.testing import perturb, vit_spec
@@ -229,3 +230,30 @@ def test_conv_lora_trains_decoder_and_balance_on_sam_tiny():
     assert [n for n, p in model.head.mask_decoder.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert all(p.grad is None for p in model.backbone.backbone.parameters())
     assert any(key.startswith("head.mask_decoder") for key in model.adapter_state())
+
+
+def test_drawn_prompts_lie_where_they_are_meant():
+    boxes = torch.tensor([[[8.0, 4.0, 23.0, 19.0]]])  # columns 8 .. 23: values 4 .. 11 of two pixels each
+    box = draw_prompts(MaskPrompts(boxes=boxes), (4, 6), 8)[0, 0]
+    assert box.shape == (16, 24)
+    assert (box[2:10, 4:12] == DRAWN).all()
+    assert (box == DRAWN).sum() == 64
+    assert (box == -DRAWN).sum() == 16 * 24 - 64
+    points = torch.tensor([[[[10.0, 10.0], [40.0, 20.0], [1.0, 1.0]]]])
+    labels = torch.tensor([[[1.0, 0.0, -1.0]]])
+    dots = draw_prompts(MaskPrompts(points=points, labels=labels), (4, 6), 8)[0, 0]
+    assert dots[5, 5] == DRAWN
+    assert dots[10, 20] == -DRAWN
+    assert dots[0, 0] == 0
+    assert dots.abs().sum() < 2 * DRAWN * 40
+    earlier = torch.randn(1, 1, 16, 24)
+    both = draw_prompts(MaskPrompts(points=points, labels=labels, masks=earlier), (4, 6), 8)
+    torch.testing.assert_close(both[0, 0], dots + earlier[0, 0])
+
+
+def test_drawn_prompts_reach_the_decoder():
+    head, prompts = make_head(draw=True).eval(), some_prompts()
+    embedding = head.embed(make_features())
+    drawn = head.decode(embedding, prompts, (32, 48), several=False)
+    head.draw = False
+    assert not torch.allclose(drawn.logits, head.decode(embedding, prompts, (32, 48), several=False).logits)
