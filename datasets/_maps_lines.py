@@ -86,19 +86,19 @@ def draw_railway(plates: Plates, line: Points, railway: Railway) -> None:
 
 
 def draw_paths(plates: Plates) -> None:
-    """Footpaths and boundaries: dashed and dotted lines that are no roads."""
+    """Footpaths, boundaries and field edges: dashed, dotted and single lines that are no roads."""
     rng = plates.rng
     for _ in range(rng.integers(0, 4)):
         line = curve(rng, plates.size, step=float(rng.uniform(8, 16)), turn=0.3)
-        kind = rng.integers(3)
-        pieces = dashes(line, *((7, 4), (4, 4), (12, 6))[kind])
-        plates.lines("black", pieces, float(rng.uniform(0.8, 1.4)))
-        if kind == 2:  # a boundary: a dot in every gap
-            plates.lines("black", dashes(line[7:], 2, 16), 2.0)
-    for _ in range(rng.integers(0, 3)):  # field edges
+        (on, off), width = ((7, 4), (4, 4), (12, 6))[rng.integers(3)], float(rng.uniform(0.8, 1.4))
+        for piece in inside(line, ~plates.lake):
+            plates.lines("black", dashes(piece, on, off), width)
+            if on == 12:  # a boundary: a dot in every gap
+                plates.lines("black", dashes(piece[7:], 2, 16), 2.0)
+    for _ in range(rng.integers(0, 3)):
         line = curve(rng, plates.size, step=30, turn=0.15)
         start, length = int(rng.integers(max(1, len(line) - 60))), int(rng.integers(20, 60))
-        plates.lines("black", [line[start : start + length]], 0.8)
+        plates.lines("black", inside(line[start : start + length], ~plates.lake), 0.8)
 
 
 def draw_walls(plates: Plates, along: list[Points]) -> None:

@@ -52,7 +52,7 @@ def _printed(plates: Plates, cover: Field, ink: str, wear: float) -> Field:
     bled = blur(cover, float(rng.uniform(0.25, 0.5 + 0.4 * wear)))
     edge = rng.uniform(0.12, 0.3)
     worn = power_noise(rng, plates.size, 1.0, outer=20) * np.float32(0.12 * wear)
-    threshold = np.float32(rng.uniform(0.32, 0.5)) + worn  # below a half: the ink has run
+    threshold = np.float32(rng.uniform(0.2, 0.5)) + worn  # below a half: the ink has run
     sharp = np.clip((bled - threshold) / np.float32(2 * edge) + np.float32(0.5), 0, 1)
     return np.asarray(sharp * np.float32(rng.uniform(0.85, 1.0)), dtype=np.float32)
 
@@ -71,11 +71,13 @@ def _folds(rng: np.random.Generator, rgb: Field, wear: float) -> Field:
 
 def _scanned(rng: np.random.Generator, rgb: Field, wear: float) -> Field:
     """Blur of the optics, sharpening by the scanner's software, exposure, noise."""
-    sigma, sharpen = rng.uniform(0.2, 0.8), rng.choice([0.0, rng.uniform(0, 1.2)])
+    sigma, sharpen = rng.uniform(0.2, 0.8), rng.choice([0.0, rng.uniform(0, 2)])
     soft = np.stack([blur(np.ascontiguousarray(rgb[..., c]), float(sigma)) for c in range(3)], axis=2)
     wide = np.stack([blur(np.ascontiguousarray(soft[..., c]), 1.2) for c in range(3)], axis=2)
     sharp = soft + np.float32(sharpen) * (soft - wide)
-    exposed = np.clip(sharp, 0, 1) ** np.float32(rng.uniform(0.85, 1.15)) * np.float32(rng.uniform(0.88, 1.03))
+    black = np.float32(rng.uniform(0, 0.12))  # what is darker becomes black
+    exposed = np.clip((sharp - black) / (1 - black), 0, 1) ** np.float32(rng.uniform(0.85, 1.15))
+    exposed *= np.float32(rng.uniform(0.88, 1.03))
     noise = rng.standard_normal(rgb.shape, dtype=np.float32) * np.float32(rng.uniform(0.004, 0.02 + 0.015 * wear))
     return np.asarray(np.clip(exposed + noise, 0, 1), dtype=np.float32)
 
