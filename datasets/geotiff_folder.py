@@ -29,7 +29,8 @@ class GeotiffFolder:
 
     Args:
         root: the folder.
-        classes: names, or mappings with `name` and `colour` (three numbers 0..255), in the order of the labels.
+        classes: names, or mappings with `name`, `colour` (three numbers 0..255) and `line` (true for roads and the
+            like, which are then also judged by their course), in the order of the labels.
         images: name of the folder of images.
         masks: name of the folder of masks; it may be the same if `mask_suffix` tells the masks.
         image_suffix: what an image's stem ends with besides the common name ("scene1_image": "_image").

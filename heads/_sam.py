@@ -1,0 +1,119 @@
+"""Parts of segment-anything that several heads are made of, and how they are read from its checkpoints.
+
+Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from vfmadapt.contracts import BackboneSpec, UserError
+from vfmadapt.heads._resize import resolve_layers
+
+MASK_CHANNELS = 16  # of the convolutions that read a mask prompt ...
+DEPTH = 2  # ... two-way layers ...
+QUALITY_DEPTH = 3  # ... and layers of the head that predicts IoU: all as published
+
+_NECK = "image_encoder.neck."
+_OWN = (_NECK, "prompt_encoder.", "mask_decoder.")
+
+
+def deepest_fine_layer(spec: BackboneSpec, layers: Sequence[int] | None) -> int:
+    """The one block to read: the last of `layers`, by default the last with at most 16 pixels per cell, as SAM has."""
+    if layers is not None:
+        return resolve_layers(spec, tuple(layers))[-1]
+    fine = [i for i, stride in enumerate(spec.strides) if stride <= 16]
+    return fine[-1] if fine else spec.depth - 1
+
+
+def make_neck(channels: int, width: int) -> nn.Sequential:
+    """SAM's neck: a block's grid (B, channels, h, w) -> image embedding (B, width, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        LayerNorm2d(width),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        LayerNorm2d(width),
+    )
+
+
+def make_prompt_encoder(width: int) -> Any:
+    """SAM's prompt encoder for positions in 0..1, so that one serves every size of image."""
+    return PromptEncoder(width, image_embedding_size=(1, 1), input_image_size=(1, 1), mask_in_chans=MASK_CHANNELS)
+
+
+def make_mask_decoder(width: int, mlp_width: int, heads: int, masks: int) -> Any:
+    """SAM's mask decoder with one mask token and `masks` more.
+
+    Raises:
+        UserError: sizes that do not divide one another.
+    """
+    if width < 16 or width % 16 or heads < 1 or width // 2 % heads:  # attention halves the width, then splits it
+        raise UserError(
+            f"head.width={width} head.heads={heads}: width is a multiple of 16 and of twice the heads (published: "
+            "256 and 8)"
+        )
+    transformer = TwoWayTransformer(depth=DEPTH, embedding_dim=width, mlp_dim=mlp_width, num_heads=heads)
+    return MaskDecoder(
+        transformer_dim=width,
+        transformer=transformer,
+        num_multimask_outputs=masks,
+        iou_head_depth=QUALITY_DEPTH,
+        iou_head_hidden_dim=width,
+    )
+
+
+def place_in_grid(points: Tensor, padded: tuple[int, int]) -> Tensor:
+    """Pixels (..., 2) as x, y -> positions for `make_prompt_encoder`, which adds half a pixel of its own.
+
+    `padded`: (H, W) that the grid of cells covers.
+    """
+    size = points.new_tensor([padded[1], padded[0]])
+    return (points + 0.5) / size - 0.5
+
+
+def load_official(head: nn.Module, path: str | Path, *, fresh: Sequence[str] = ()) -> None:
+    """Fill neck, prompt encoder and mask decoder of `head` from a checkpoint of SAM (.pth, .safetensors).
+
+    Args:
+        head: with the modules `neck`, `prompt_encoder` and `mask_decoder`.
+        path: the file that the image encoder's weights are in, too.
+        fresh: beginnings of names that stay as they are.
+
+    Raises:
+        UserError: no such file, not such a checkpoint, or a tensor that is missing, left over or of another shape.
+    """
+    found = {_own_name(k): v for k, v in _read(Path(path).expanduser()).items() if k.startswith(_OWN)}
+    wanted = head.state_dict()
+    own, state = ({k: v for k, v in s.items() if not k.startswith(tuple(fresh))} for s in (wanted, found))
+    for key in sorted(own.keys() | state.keys()):
+        if key not in state or key not in own:
+            reason = f"{key} is {'missing' if key in own else 'left over'}"
+        elif own[key].shape != state[key].shape:
+            reason = f"{key} is {tuple(state[key].shape)}, needed {tuple(own[key].shape)}"
+        else:
+            continue
+        raise UserError(f"head.weights={path} does not fit: {reason}; give a checkpoint of SAM (sam_vit_*.pth)")
+    head.load_state_dict(state, strict=not fresh)
+
+
+def _own_name(key: str) -> str:
+    return key.removeprefix("image_encoder.")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"head.weights={path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # corrupt, or pickled code
+        raise UserError(f"head.weights={path} cannot be read: {' '.join(str(error).split())[:160]}") from error
+    return state

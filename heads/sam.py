@@ -1,0 +1,111 @@
+"""SAM's prompt encoder and mask decoder on any backbone: one mask per object that points, boxes or masks single out.
+
+Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PromptedMasks, PromptHead, UserError
+from vfmadapt.heads._resize import to_image
+from vfmadapt.heads._sam import (
+    deepest_fine_layer,
+    load_official,
+    make_mask_decoder,
+    make_neck,
+    make_prompt_encoder,
+    place_in_grid,
+)
+
+PARTS = ("neck", "prompt_encoder", "mask_decoder")
+
+
+class SamHead(PromptHead):
+    """SAM's neck, prompt encoder and mask decoder, for any number of objects in any number of images at once.
+
+    The published sizes are the defaults, so that official weights load. Positions are relative to the padded image,
+    like the encoder's own, so that images may have any size.
+
+    Args:
+        spec: the backbone's.
+        num_classes: not used, the masks have no class.
+        layers: the one block to read, by default the last with at most 16 pixels per cell.
+        width: channels of embeddings and tokens (published: 256).
+        mlp_width: inner width of the decoder's MLPs (published: 2048).
+        heads: of its attention (published: 8).
+        masks: alternatives for a prompt that means several things (published: 3).
+        weights: a checkpoint of SAM, the file that backbone.weights names; None: random.
+        frozen: parts that are not trained, of neck, prompt_encoder, mask_decoder.
+
+    Raises:
+        UserError: a setting out of its range, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        num_classes: int,
+        layers: Sequence[int] | None = None,
+        width: int = 256,
+        mlp_width: int = 2048,
+        heads: int = 8,
+        masks: int = 3,
+        weights: str | None = None,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if unknown := sorted({*frozen} - {*PARTS}):
+            raise UserError(f"head.frozen={[*frozen]}: no part is named {unknown[0]}; there are {', '.join(PARTS)}")
+        if masks < 2:
+            raise UserError(f"head.masks={masks}: give at least 2 (published: 3)")
+        layer = deepest_fine_layer(spec, layers)
+        self.layers, self.stride = (layer,), spec.strides[layer]
+        self.neck = make_neck(spec.dims[layer], width)
+        self.prompt_encoder = make_prompt_encoder(width)
+        self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
+        if weights is not None:
+            load_official(self, weights)
+        for part in frozen:
+            self.get_submodule(part).requires_grad_(False)
+
+    def embed(self, features: Features) -> Tensor:
+        """Features of the one layer -> image embedding (B, width, h, w)."""
+        embedding: Tensor = self.neck(features.grids[0])
+        return embedding
+
+    def decode(self, embedding: Tensor, prompts: MaskPrompts, size: tuple[int, int], *, several: bool) -> PromptedMasks:
+        """Image embedding (B, width, h, w) and prompts for M objects each -> their masks, of images of `size` (H, W).
+
+        `several`: the alternatives (T = `masks`), else the one mask for prompts that mean one thing (T = 1).
+        """
+        images, width, *grid = embedding.shape
+        cells = (int(grid[0]), int(grid[1]))
+        sparse, dense = self._encode(prompts, cells)
+        objects = len(sparse) // images
+        # the decoder repeats one image's embedding for all prompts; added to the prompts' own, each object has its own
+        dense = embedding.repeat_interleave(objects, 0) + dense
+        coarse, scores = self.mask_decoder(
+            image_embeddings=embedding.new_zeros(1, width, *cells),
+            image_pe=self.prompt_encoder.pe_layer(cells)[None],
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+        )
+        coarse = coarse.unflatten(0, (images, objects))
+        logits = to_image(coarse.flatten(0, 1), cells, self.stride, size).unflatten(0, (images, objects))
+        return PromptedMasks(logits=logits, scores=scores.unflatten(0, (images, objects)), coarse=coarse)
+
+    def _encode(self, prompts: MaskPrompts, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1."""
+        padded = (cells[0] * self.stride, cells[1] * self.stride)
+        points = boxes = masks = None
+        if prompts.points is not None and prompts.labels is not None:
+            points = place_in_grid(prompts.points.flatten(0, 1), padded), prompts.labels.flatten(0, 1)
+        if prompts.boxes is not None:
+            boxes = place_in_grid(prompts.boxes.reshape(-1, 2, 2), padded).reshape(-1, 4)
+        if prompts.masks is not None:
+            masks = prompts.masks.flatten(0, 1).unsqueeze(1)
+        sparse, dense = self.prompt_encoder(points, boxes, masks)
+        return sparse, dense
