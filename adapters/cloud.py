@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vfmadapt.adapters._layers import resolve_layers
 from vfmadapt.contracts import Adapter, AfterBlock, BackboneSpec, OnImage, Site, UserError
-from vfmadapt.kernels.lowrank_attention import lowrank_attention, lowrank_attention_reference
+from vfmadapt.kernels.lowrank_attention import lowrank_attention, lowrank_attention_direct
 
 HEADS, HEAD_WIDTH = 8, 64  # whatever the backbone's, as published
 HALVINGS = 4  # of the image, 1/16 in the end
@@ -141,7 +141,7 @@ def benchmark_pair(
     weights = layer.wide()
     shape = batch, grid[0] * grid[1], weights[0].shape[1]
     narrow = [torch.randn(shape, requires_grad=True) for _ in range(3)]
-    fast, direct = partial(lowrank_attention, heads=HEADS), partial(lowrank_attention_reference, heads=HEADS)
+    fast, direct = partial(lowrank_attention, heads=HEADS), partial(lowrank_attention_direct, heads=HEADS)
     return fast, direct, (*narrow, *weights)
 
 

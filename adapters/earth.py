@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vfmadapt.adapters._layers import resolve_layers
 from vfmadapt.contracts import Adapter, AfterBlock, BackboneSpec, Site, UserError
-from vfmadapt.kernels.bottleneck_mixture import bottleneck_mixture, bottleneck_mixture_reference
+from vfmadapt.kernels.bottleneck_mixture import bottleneck_mixture, bottleneck_mixture_direct
 
 INITIAL_SCALE = 0.1  # as published: small, but the adapter is not the identity at the start
 
@@ -118,7 +118,7 @@ def benchmark_pair(
     x = torch.randn(batch, *grid, layer.down.shape[1], requires_grad=True)
     cutoff = layer.cutoff(*grid)
     fast = partial(bottleneck_mixture, cutoff=cutoff)
-    direct = partial(bottleneck_mixture_reference, cutoff=cutoff)
+    direct = partial(bottleneck_mixture_direct, cutoff=cutoff)
     return fast, direct, (x, layer.down, layer.down_bias, layer.up, layer.up_bias, layer.scale)
 
 

@@ -18,6 +18,9 @@ from vfmadapt.adapters._peft_runs import RUNS, prepare, run
 from vfmadapt.adapters._peft_tuners import filled, known
 from vfmadapt.contracts import Adapter, Backbone, BackboneSpec, Instead, Merger, Site, UserError
 
+PLAIN = ("lora", "rslora", "eva")
+"""Tuners whose layers, once trained, are y + s B A x and nothing else."""
+
 
 class Peft(Adapter):
     """A tuner of PEFT at linear layers (or norms): the layers that PEFT makes, run in the place of the frozen ones.
@@ -76,12 +79,20 @@ class Peft(Adapter):
 
     def sites(self) -> Sequence[Site]:
         """One per layer, in its place."""
-        return [Instead(role, index, partial(self.run, key)) for key, (role, index) in self.places.items()]
+        return [
+            Instead(role, index, partial(self.run, key), partial(self.pair, key) if self.tuner in PLAIN else None)
+            for key, (role, index) in self.places.items()
+        ]
 
     def run(self, key: str, x: Tensor) -> Tensor:
         """What the layer `key` gives for (..., in): (..., out)."""
         y = RUNS.get(self.tuner, run)(self.layers[key], x.reshape(x.shape[0], -1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def pair(self, key: str) -> tuple[Tensor, Tensor, float] | None:
+        """A, B and the scale of a plain LoRA layer; None in training, where dropout may act."""
+        layer: Any = self.layers[key]
+        return None if self.training else (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME])
 
     def merge(self, into: Merger) -> None:
         """Read weight and bias off what a layer does with unit vectors and with zero."""

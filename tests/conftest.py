@@ -15,6 +15,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels are tested in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; so do the processes that tests start

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import vfmadapt
+from vfmadapt import _hooks
 from vfmadapt.build import build_model, entry
 from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
+from vfmadapt.kernels.grouped_lora import grouped_lora
 from vfmadapt.testing import BACKBONES, perturb
 
 
@@ -95,6 +97,27 @@ def test_one_adapter_per_sample_inside_attention(family: str, tmp_path: Path) ->
     for name, image, logits in zip(names, images, vfmadapt.load_many(files).routed(images, names), strict=True):
         with torch.no_grad():
             torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["dinov3", "samvit"])
+def test_loras_act_together(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several ranks and scales, in one operation a layer; beside another kind one after the other."""
+    lora = {"lora": {"options": {"r": 2, "lora_alpha": 6}}, "rslora": {"options": {"r": 5}}, "eva": {}}
+    files = {name: write(tmp_path / f"{name}.safetensors", name, spec(3), family, **lora[name]) for name in lora}
+    files |= {name: write(tmp_path / f"{name}.safetensors", name, spec(3), family) for name in ("frozen", "dora")}
+    bank, images, calls = vfmadapt.load_many(files), torch.rand(4, 3, 40, 52), []
+
+    def counted(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(args)
+        return grouped_lora(*args)
+
+    monkeypatch.setattr(_hooks, "grouped_lora", counted)
+    for names, together in ((["rslora", "frozen", "lora", "eva"], True), (["lora", "dora", "eva", "lora"], False)):
+        calls.clear()
+        for name, image, logits in zip(names, images, bank.routed(images, names), strict=True):
+            with torch.no_grad():
+                torch.testing.assert_close(logits, vfmadapt.load(files[name])(image[None])[0], rtol=0, atol=1e-5)
+        assert bool(calls) == together
 
 
 def test_refusals(files: dict[str, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vfmadapt.build import compose, names, plain
 from vfmadapt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if "run(" in p.read_text())
+TOOLS = sorted(p.stem for p in (ROOT / "tools").glob("*.py") if "import run\n" in p.read_text())
 
 
 def run(
@@ -64,6 +64,13 @@ def test_wrong_values_on_the_command_line(args: tuple[str, ...]) -> None:
     assert_user_error(done, key, "abc" if "abc" in args[-1] else "-3", "wanted" if "abc" in args[-1] else ">= 1")
 
 
+def test_a_setting_without_which_nothing_can_start_is_asked_for() -> None:
+    from vfmadapt.train import make_data
+
+    with pytest.raises(UserError, match=r"loader\.crop is missing; write loader\.crop="):
+        make_data(compose("train", ["~loader.crop"]), None)
+
+
 def test_a_sweep_checks_the_values_of_each_job(tmp_path: Path) -> None:
     done = run(str(ROOT / "tools" / "train.py"), "-m", "loader.crop=abc,64", cwd=tmp_path)
     assert done.returncode == 2
@@ -89,6 +96,8 @@ WRONG = [
     ("train", "task.window=0", "1 and more", ""),
     ("train", "format=xml", "one of text, json", ""),
     ("train", "data=null", "data=null", ""),
+    ("train", "~task", "cannot be removed", "task=VALUE"),
+    ("train", "~loader", "cannot be removed", "loader=VALUE"),
     ("predict", "tile=abc", "a whole number", "tile=256"),
     ("predict", "overlap=[1]", "a whole number", ""),
     ("predict", "bands=red", "each item a whole number", ""),

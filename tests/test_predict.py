@@ -86,6 +86,24 @@ def test_map_picture_and_result(adapter_file, scene, tmp_path):
         assert picture.width > 2 * 210
 
 
+def test_parts_and_merge_give_the_bytes_of_one_run(adapter_file, scene, tmp_path):
+    given = [f"input={scene}", f"adapter_file={adapter_file}", "window=[20,30,110,150]", "layers=[entropy]"]
+    one = predict(*given, f"output={tmp_path}/one.tif")
+    assert one["size"] == [110, 150]
+    assert Path(one["preview"]).exists()
+    parts = [*given, f"output={tmp_path}/two.tif", "engine=array", "of=2"]
+    assert [predict(*parts, f"index={i}")["blocks"] for i in (1, 0)] == [0, 1]
+    two = predict("engine=merge", f"output={tmp_path}/two.tif")
+    assert two["pixels_per_class"] == one["pixels_per_class"]
+    for key in ("map", "scores"):
+        assert Path(two[key]).read_bytes() == Path(one[key]).read_bytes()
+    for wrong, text in ((["engine=array"], "index= and of="), (["index=0", "of=2"], "engine=array")):
+        with pytest.raises(UserError, match=text):
+            predict(*given, *wrong)
+    with pytest.raises(UserError, match="output= is missing"):
+        predict("engine=merge")
+
+
 def test_the_map_agrees_with_the_model_and_with_any_batch(adapter_file, scene, tmp_path):
     model = vfmadapt.load(adapter_file)
     maps = {}
@@ -173,7 +191,7 @@ def test_the_command_line(adapter_file, scene, tmp_path):
     (tmp_path / "bad.tif").write_bytes(scene.read_bytes()[:2000])
     done = subprocess.run([*command, "input=bad.tif"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: bad.tif")
+    assert done.stderr.startswith("error: a block of bad.tif failed; rows 0 to")
     assert len(done.stderr.splitlines()) == 1
 
 

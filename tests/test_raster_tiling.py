@@ -5,7 +5,7 @@ import pytest
 
 from vfmadapt.errors import UserError
 from vfmadapt.raster.io import to_sensor_units, valid_pixels
-from vfmadapt.raster.tiling import RowBlender, TileGrid, pad_to_tile, window
+from vfmadapt.raster.tiling import Blender, TileGrid, pad_to_tile, window, winning_class
 
 
 def grids(count=60):
@@ -17,16 +17,34 @@ def grids(count=60):
         yield TileGrid(size, 90 - size, 32, 8)
 
 
+def blended(array, grid, top, left, height, width):
+    """The part of `array` that a block shows after its tiles went through an identity model."""
+    rows, columns = grid.rows_over(top, top + height), grid.columns_over(left, left + width)
+    blender, out = Blender(grid, columns, len(array), votes=True), []
+    for first in rows:
+        for column in columns:
+            part = array[:, first : first + grid.tile, column : column + grid.tile]
+            blender.add(column, pad_to_tile(part, grid.tile))
+        done = grid.tile if first == rows[-1] else grid.stride
+        out.append(blender.sums[:, :done] / blender.total[0, :done])
+        blender.next_row()
+    top, left = top - rows[0], left - columns[0]
+    return np.concatenate(out, axis=1)[:, top : top + height, left : left + width]
+
+
 @pytest.mark.parametrize("grid", list(grids()), ids=str)
 def test_blending_tiles_of_an_array_gives_the_array(grid):
     array = np.random.default_rng(2).normal(size=(2, grid.height, grid.width)).astype(np.float32)
-    blender, rows = RowBlender(grid, 2), []
-    for first in grid.rows:
-        for column in grid.columns:
-            part = array[:, first : first + grid.tile, column : column + grid.tile]
-            blender.add(column, pad_to_tile(part, grid.tile))
-        rows.append(blender.finish_row(first))
-    np.testing.assert_allclose(np.concatenate(rows, axis=1), array, rtol=1e-5, atol=1e-6)
+    whole = blended(array, grid, 0, 0, grid.height, grid.width)
+    np.testing.assert_allclose(whole, array, rtol=1e-5, atol=1e-6)
+    top, left = grid.height // 3, grid.width // 2
+    part = blended(array, grid, top, left, grid.height // 2 + 1, grid.width - left)
+    np.testing.assert_array_equal(part, whole[:, top : top + part.shape[1], left:])  # bit by bit, whatever the block
+
+
+def test_winning_class_is_argmax():
+    scores = np.random.default_rng(0).integers(0, 3, (5, 20, 30)).astype(np.float32)  # with ties
+    np.testing.assert_array_equal(winning_class(scores), scores.argmax(axis=0))
 
 
 @pytest.mark.parametrize("grid", list(grids(30)), ids=str)

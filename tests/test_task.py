@@ -322,7 +322,15 @@ def test_training_without_an_end():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0}, {"schedule": "step"}, {"class_weights": [1, 2]}, {"class_weights": "balanced"}, {"warmup": 1}]
+    "wrong",
+    [
+        {"lr": 0},
+        {"schedule": "step"},
+        {"class_weights": [1, 2]},
+        {"class_weights": "balanced"},
+        {"class_weights": [-1, 1, 1]},
+        {"warmup": 1},
+    ],
 )
 def test_impossible_settings(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -26,6 +26,7 @@ from vfmadapt.contracts import (
     Site,
 )
 from vfmadapt.errors import UserError
+from vfmadapt.kernels.grouped_lora import grouped_lora
 
 Key = tuple[str, int]
 """An adapter's name and the number of its site."""
@@ -153,10 +154,8 @@ class Hooks:
         """fn(old, *like) on the rows of the batch that are the adapter's (all of them without routes)."""
         if state.routes is None:
             return fn(old, *like)
-        # under windowed attention a sample has several rows
-        first, last = (bound * old.shape[0] // state.samples for bound in state.routes[name])
-        rows = fn(old[first:last], *(x[first:last] for x in like))
-        return torch.cat([old[:first], rows, old[last:]])
+        mine = self._rows(state, name, old)
+        return torch.cat([old[: mine.start], fn(old[mine], *(x[mine] for x in like)), old[mine.stop :]])
 
     def _after_block(self, key: Key, site: AfterBlock, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
         if (state := self._on(key)) is None:
@@ -248,9 +247,32 @@ class Hooks:
                 raise UserError(f"{names} both stand in for {site.role} of block {site.index}: use one at a time")
             return on[0][1].fn(x)
         y = type(module).forward(module, x)
+        pairs = [pair for _, site, _ in on if isinstance(site, Instead) and site.pair and (pair := site.pair())]
+        if len(pairs) == len(on):
+            return self._updated([key[0] for key, *_ in on], pairs, y, x)
         for key, site, _ in on:
             y = self._change(self.current, key[0], partial(_second, site.fn), y, x)
         return y
+
+    def _updated(
+        self, names: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor, float]], y: Tensor, x: Tensor
+    ) -> Tensor:
+        """The low-rank updates of several adapters, each on its own rows of the batch, in one go."""
+        assert self.current is not None
+        group = torch.full((len(x),), -1)
+        for number, name in enumerate(names):
+            group[self._rows(self.current, name, x)] = number
+        rank = max(len(a) for a, *_ in pairs)
+        down = torch.stack([F.pad(a, (0, 0, 0, rank - len(a))) for a, *_ in pairs])
+        up = torch.stack([F.pad(b, (0, rank - b.shape[1])) for _, b, _ in pairs])
+        scale = down.new_tensor([s for *_, s in pairs])
+        tokens, flat = x.flatten(1, -2).to(down.dtype), y.flatten(1, -2)
+        return grouped_lora(flat, tokens, down, up, scale, group.to(x.device)).view_as(y)
+
+    def _rows(self, state: Pass, name: str, x: Tensor) -> slice:
+        """An adapter's rows of the batch; under windowed attention a sample has several."""
+        assert state.routes is not None
+        return slice(*(bound * len(x) // state.samples for bound in state.routes[name]))
 
     def _weighted(self, module: Any, on: Iterable[tuple[Key, Any, Place]], x: Tensor) -> Tensor:
         weight: Tensor = module.weight

@@ -14,20 +14,30 @@ from vfmadapt.errors import UserError
 
 # keys whose default is null; below the top level those that no signature knows
 _NULL_DEFAULT: dict[str, Any] = {
-    "adapter_file": str,
-    "bands": list[int],
+    "adapter_file": str | list[str],
+    "bands": list[int] | Literal["mean", "pca", "wavelength"],
+    "block": int,
     "data.shots": int,
     "early_stop": int,
     "foreground": list[str],
+    "index": int,
     "input": str,
     "minutes": float,
+    "of": int,
     "offset": float,
     "output": str,
+    "ray.actors": int,
+    "ray.address": str,
+    "polygons": str,
     "resume": bool | str,
     "scale": float,
+    "tta": str,
+    "window": list[int],
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "batch": int | Literal["auto"],
+    "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,
@@ -80,8 +90,10 @@ def check_overrides(settings: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     `check_arguments`.
 
     Raises:
-        UserError: a value of another kind than its default, or out of range.
+        UserError: a value of another kind than its default, or out of range; a key of the top level that was removed.
     """
+    for key in (k for k in defaults if k not in settings):
+        raise UserError(f"~{key}: this key cannot be removed, only changed; write {key}=VALUE")
     for key, value, default in _changed(settings, defaults, ""):
         if value is None and "." in key:
             continue

@@ -1,14 +1,17 @@
 """Many adapter files on one frozen backbone: switched in place, several on one image, one per sample."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vfmadapt._sites import first_block
 from vfmadapt._state import load_state
-from vfmadapt.contracts import DataSpec, Head
+from vfmadapt.contracts import DataSpec, Head, Owned
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel, normalise
@@ -75,8 +78,7 @@ class Bank(nn.Module):
         chosen = self.names() if names is None else tuple(names)
         self._check(chosen)
         found: dict[str, Tensor] = {}
-        for key in dict.fromkeys(_normalisation(self.specs[name]) for name in chosen):
-            together = [name for name in chosen if _normalisation(self.specs[name]) == key]
+        for together in self._alike(chosen):
             layers = tuple(sorted({i for name in together for i in self._head(name).layers}))
             inside = self._normalise(together[0], image, valid)
             groups = [self.adapters[name] for name in together]
@@ -110,6 +112,44 @@ class Bank(nn.Module):
             found |= dict(zip(samples, logits, strict=True))
             place += len(samples)
         return [found[i] for i in range(len(names))]
+
+    @torch.no_grad()
+    def in_turn(self, image: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """Logits (B, K, H, W) of each model on the same images (B, C, H, W) in sensor units, bit for bit as alone.
+
+        Adapters of every kind. The blocks before the first adapted one run once for models that normalise alike.
+        """
+        found: dict[str, Tensor] = {}
+        for together in self._alike(self.names()):
+            with _once(self._shared(together)):
+                for name in together:
+                    self.use(name)
+                    found[name] = self(image, valid)
+        return [found[name] for name in self.names()]
+
+    def parts(self, name: str) -> nn.Module:
+        """What a model consists of: its `spec`, the frozen backbone, its adapters and head; not to be called."""
+        self.backbone.use()  # else a trained copy may stand in the frozen backbone
+        parts = nn.ModuleDict({"backbone": self.backbone.backbone, "head": self._head(name)})
+        parts["adapters"] = nn.ModuleList(self.backbone.adapters[adapter] for adapter in self.adapters[name])
+        parts.spec = self.specs[name]  # type: ignore[assignment]  # mypy takes module attributes for tensors
+        return parts
+
+    def _alike(self, names: Iterable[str]) -> list[list[str]]:
+        """The names in groups of models that normalise alike."""
+        groups: dict[Any, list[str]] = {}
+        for name in names:
+            groups.setdefault((self.specs[name].mean, self.specs[name].std), []).append(name)
+        return list(groups.values())
+
+    def _shared(self, names: Iterable[str]) -> list[nn.Module]:
+        """The modules that see and do the same in all models: the patch embedding and blocks before the first site."""
+        sites = [site for name in names for adapter in self.adapters[name] for site in self.backbone.sites(adapter)]
+        frozen = self.backbone.backbone
+        first = first_block(sites) if sites else len(frozen.blocks())
+        if first < 0 or any(isinstance(site, Owned) for site in sites):
+            return []
+        return [frozen.place("patch_embed", 0).module, *frozen.blocks()[:first]]
 
     def _normalise(self, name: str, image: Tensor, valid: Tensor | None) -> Tensor:
         return normalise(image, valid, self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}"))
@@ -161,5 +201,28 @@ def load_many(files: Mapping[str, str | Path]) -> Bank:
     return Bank(host, adapters, heads, specs)
 
 
-def _normalisation(spec: DataSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return spec.mean, spec.std
+@contextmanager
+def _once(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While entered, each module computes at its first call, and gives that again at every other one."""
+    before = [(module, module.__dict__.get("forward")) for module in modules]
+    for module, _ in before:
+        module.forward = _first(module.forward)
+    try:
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+def _first(forward: Callable[..., Any]) -> Callable[..., Any]:
+    kept: list[Any] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not kept:
+            kept.append(forward(*args, **kwargs))
+        return kept[0]
+
+    return call

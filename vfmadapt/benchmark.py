@@ -18,7 +18,7 @@ Case = tuple[Callable[[], Any], Callable[[], Any]]  # (fast, direct)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Time one layer of `cfg.adapter`, forward and forward + backward; with `what: adapters`, see `overheads`.
+    """Time one layer of `cfg.adapter`, forward and forward + backward; other `what`: `overheads`, `kernels`, `raster`.
 
     The adapter's module offers `benchmark_pair(adapter, batch, (h, w)) -> (fast, direct, inputs)`.
 
@@ -35,8 +35,17 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         from vfmadapt.benchmark_adapters import overheads
 
         return overheads(cfg)
+    if cfg.what == "kernels":
+        from vfmadapt.benchmark_kernels import kernels
+
+        return kernels(cfg)
+    if cfg.what == "raster":
+        from vfmadapt.benchmark_raster import raster
+
+        return raster(cfg)
     if cfg.what != "layer":
-        raise UserError(f"benchmark what={cfg.what}: choose layer (one adapter, fast against direct) or adapters (all)")
+        known = "layer (one adapter, fast against direct), adapters (all of them), kernels (their operations), raster"
+        raise UserError(f"benchmark what={cfg.what}: choose one of {known}")
     fast, direct, inputs = _pair(cfg)
     before = torch.get_num_threads()
     torch.set_num_threads(int(cfg.threads))
@@ -48,10 +57,10 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
 
         with torch.no_grad():
             ours, theirs = fast(*inputs), direct(*inputs)
-            forward_ms = _interleaved((lambda: fast(*inputs), lambda: direct(*inputs)), int(cfg.repeats))
+            forward_ms = interleaved((lambda: fast(*inputs), lambda: direct(*inputs)), int(cfg.repeats))
         gradients = zip(train(fast), train(direct), strict=True)
         relative = [float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in gradients]
-        train_ms = _interleaved((lambda: train(fast), lambda: train(direct)), int(cfg.repeats))
+        train_ms = interleaved((lambda: train(fast), lambda: train(direct)), int(cfg.repeats))
     finally:
         torch.set_num_threads(before)
     result = {
@@ -93,11 +102,12 @@ def _pair(cfg: "DictConfig") -> tuple[Callable[..., Any], Callable[..., Any], tu
     return pair
 
 
-def _interleaved(case: Case, repeats: int) -> tuple[float, float]:
+def interleaved(case: Case, repeats: int) -> tuple[float, float]:
     """Median milliseconds of both; run in turn, so that whatever else the machine does meets both alike."""
     taken: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 2):  # two turns to warm up
-        for run, times in zip(case, taken, strict=True):
+        pair = list(zip(case, taken, strict=True))
+        for run, times in pair if turn % 2 else reversed(pair):  # a share of a CPU is cut off at even intervals
             start = time.perf_counter()
             run()
             if turn >= 2:

@@ -43,7 +43,7 @@ def compose(tool: str, overrides: Sequence[str] = ()) -> "DictConfig":
     try:
         with initialize_config_module("vfmadapt.conf", version_base="1.3"):
             cfg = hydra_compose(tool, overrides=list(overrides))
-            entries = [o for o in overrides if _is_group(o.lstrip("+~").split("=", 1)[0])]
+            entries = [o for o in overrides if _is_group(o.lstrip("+").split("=", 1)[0])]
             if len(entries) < len(overrides):
                 check_overrides(plain(cfg), plain(hydra_compose(tool, overrides=entries)))
             return cfg
@@ -168,8 +168,8 @@ def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
 
 
 def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":
-    """The head of a config node for the features of a backbone and the classes of the data."""
-    made: Head = instantiate(node, backbone, num_classes=len(spec.classes))
+    """The head of a config node for the features of a backbone and the classes, or values, of the data."""
+    made: Head = instantiate(node, backbone, num_classes=spec.outputs)
     return made
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from vfmadapt import __version__
-from vfmadapt.contracts import BackboneSpec, ClassSpec, DataSpec
+from vfmadapt.contracts import BackboneSpec, ClassSpec, DataSpec, ValueSpec
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel
@@ -83,6 +83,8 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and all tensors of an adapter file; raises as `read_header` does."""
     from safetensors import SafetensorError, safe_open
 
+    if not isinstance(path, str | Path):
+        raise UserError(f"adapter_file={path}: wanted here is one file; only predict takes several")
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such adapter file; train one with tools/train.py")
@@ -153,4 +155,5 @@ def data_spec(data: Mapping[str, Any]) -> DataSpec:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         ignore_index=data["ignore_index"],
+        values=tuple(ValueSpec(**v) for v in data.get("values", ())),  # a file from before there were any has none
     )

@@ -21,6 +21,7 @@ TOOLS = {
     "predict": "adapter file + GeoTIFF -> georeferenced map",
     "pretrain": "masked-image modelling of a backbone",
     "benchmark": "time an adapter's fast path against its direct formulation",
+    "doctor": "which implementation each kernel takes here, and why not the others",
     "check_data": "how hard a data set is: class shares and per-pixel baselines",
     "params": "what a choice of backbone, adapter and head trains and stores",
     "check_golden": "do the adapters give the published numbers?",

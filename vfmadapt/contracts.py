@@ -225,12 +225,15 @@ class OnWeight:
 class Instead:
     """y <- fn(x) in place of what the module of a role computes: fn computes that part, too.
 
-    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once.
+    For layers of other libraries that wrap the frozen one; two of them cannot act on a module at once. `pair` is for
+    LoRA: while it gives (A (r, in), B (out, r), s), fn(x) is the module's own y + s (x Aᵀ) Bᵀ, and in a batch of
+    several adapters the host adds the updates of all of them at once.
     """
 
     role: str
     index: int
     fn: TokenFn
+    pair: Callable[[], tuple[Tensor, Tensor, float] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -430,8 +433,19 @@ class ClassSpec:
 
 
 @dataclass(frozen=True)
+class ValueSpec:
+    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one)."""
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
 class DataSpec:
-    """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units."""
+    """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units.
+
+    A model of `values` instead has no classes: its output (B, K, H, W) are K values in their units, not logits.
+    """
 
     name: str
     bands: tuple[str, ...]
@@ -439,6 +453,16 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     ignore_index: int = IGNORE_INDEX
+    values: tuple[ValueSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.classes and self.values:
+            raise UserError(f"{self.name} has classes and values; a model gives either, so leave one of them out")
+
+    @property
+    def outputs(self) -> int:
+        """Channels that a model of this data gives, one for each class or value."""
+        return len(self.values or self.classes)
 
 
 class Sample(TypedDict):

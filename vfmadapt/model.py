@@ -23,7 +23,7 @@ def normalise(image: Tensor, valid: Tensor | None, mean: Tensor, std: Tensor) ->
 
 
 class AdaptedModel(nn.Module):
-    """Image in sensor units -> logits.
+    """Image in sensor units -> logits, or values where the data has those.
 
     Args:
         backbone: the frozen backbone with its adapters.

@@ -1,14 +1,21 @@
 """The tool `predict`: an adapter file and a raster in, a georeferenced map and a preview picture out."""
 
 import logging
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt.build import plain
 from vfmadapt.device import choose_device
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from vfmadapt.bank import Bank
+    from vfmadapt.contracts import DataSpec
+    from vfmadapt.model import AdaptedModel
+    from vfmadapt.raster.predict import PredictResult
 
 log = logging.getLogger(__name__)
 
@@ -17,61 +24,131 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """Map `cfg.input` with the model in `cfg.adapter_file`; see conf/predict.yaml for the keys.
 
     Returns:
-        "map" and "preview" (paths, the latter None if not asked for), "pixels_per_class", "shares" (of the pixels with
-        data), "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and
-        "seconds".
+        "map", "scores", "polygons" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the
+        pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
+        "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and "seconds";
+        of several adapter files "maps", all that by name; of one part of an array job, "blocks": how many were computed
+        now.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
     """
-    from vfmadapt.raster.io import raster_info
-
+    if cfg.engine == "merge":
+        return _merge(cfg)
     if not cfg.input or not cfg.adapter_file:
         missing = "input" if not cfg.input else "adapter_file"
         raise UserError(f"{missing}= is missing; write predict input=scene.tif adapter_file=adapter.safetensors")
-    info = raster_info(cfg.input)  # before the seconds that a model takes to load
+    if (cfg.engine == "array") != (cfg.index is not None and cfg.of is not None):
+        raise UserError("index= and of= go with engine=array, which needs both, for instance index=0 of=4")
+    from vfmadapt.raster.io import raster_info
+    from vfmadapt.raster.mosaic import one_raster
 
+    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
+    source = one_raster(cfg.input, output)
+    raster_info(source)  # before the seconds that a model takes to load
+
+    from vfmadapt.bank import load_many
     from vfmadapt.checkpoint import load
-    from vfmadapt.raster.bands import select_bands
-    from vfmadapt.raster.predict import predict_raster
+
+    named = _named(cfg)
+    return _mapped(cfg, load(cfg.adapter_file) if named is None else load_many(named), source, output)
+
+
+def _mapped(cfg: "DictConfig", model: "AdaptedModel | Bank", source: str, output: Path) -> dict[str, Any]:
+    from vfmadapt.bank import Bank
+    from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
+
+    given = plain(cfg)
+    run: dict[str, Any] = {"restart": cfg.restart, "progress": True}
+    if cfg.engine == "ray":  # which device, the cluster says
+        run |= {"cluster": RayCluster(**given["ray"]), "device": None if cfg.device == "auto" else cfg.device}
+    else:
+        model.to(choose_device(cfg.device))
+    settings: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings)}
+    if cfg.engine == "array":
+        blocks = predict_part(model, source, output, Settings(**settings), index=cfg.index, of=cfg.of, **run)
+        log.info(
+            "part %d of %d: %d blocks; after all parts the same with engine=merge, output=%s",
+            cfg.index,
+            cfg.of,
+            blocks,
+            output,
+        )
+        return {"blocks": blocks}
+    if isinstance(model, Bank):
+        results = predict_many(model, source, output, Settings(**settings), **run)
+        return {"maps": {name: _shown(cfg, source, model.specs[name], result) for name, result in results.items()}}
+    return _shown(cfg, source, model.spec, predict_raster(model, source, output, **settings, **run))
+
+
+def _merge(cfg: "DictConfig") -> dict[str, Any]:
+    from vfmadapt.raster.predict import merge_parts, output_of
+
+    if not cfg.output:
+        raise UserError("output= is missing; write predict engine=merge output=NAME.tif, as the parts did")
+    if (named := _named(cfg)) is None:
+        return _told(merge_parts(cfg.output, polygons=cfg.polygons), None)
+    outputs = {name: output_of(Path(cfg.output), name) for name in named}
+    return {"maps": {name: _told(merge_parts(path, polygons=cfg.polygons), None) for name, path in outputs.items()}}
+
+
+def _named(cfg: "DictConfig") -> dict[str, str] | None:
+    """Several adapter files by name: the file's stem, or its folder's where stems are equal; None for one file."""
+    files = plain(cfg)["adapter_file"]
+    if not isinstance(files, list):
+        return None
+    stems = [Path(file).stem for file in files]
+    if len(set(stems)) < len(files):
+        stems = [Path(file).resolve().parent.name for file in files]
+    if len(set(stems)) < len(files):
+        raise UserError(f"adapter_file={files}: files and folders have the same names, so would the maps; rename one")
+    return {stem.replace(".", "_"): file for stem, file in zip(stems, files, strict=True)}
+
+
+def _shown(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> dict[str, Any]:
+    """Told, with a picture where asked for."""
+    return _told(result, _preview(cfg, source, spec, result) if cfg.preview else None)
+
+
+def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> Path:
+    from vfmadapt.raster.io import raster_info
+    from vfmadapt.raster.predict import shown_bands
     from vfmadapt.raster.preview import write_preview
 
-    model = load(cfg.adapter_file)
-    output = Path(cfg.output or Path("runs") / "predict" / f"{Path(cfg.input).stem}_mask.tif")
-    bands = None if cfg.bands is None else [int(b) for b in cfg.bands]
-    result = predict_raster(
-        model.to(choose_device(cfg.device)),
-        cfg.input,
-        output,
-        tile=cfg.tile,
-        overlap=cfg.overlap,
-        batch=cfg.batch,
-        bands=bands,
-        scale=cfg.scale,
-        offset=cfg.offset,
-        progress=True,
+    return write_preview(
+        source,
+        result.path,
+        result.path.with_name(f"{result.path.stem}_preview.png"),
+        bands=shown_bands(raster_info(source), spec.bands, plain(cfg)["bands"]),
+        names=spec.bands,
+        classes=spec.classes,
+        values=spec.values,
+        shares=result.shares,
+        window=plain(cfg)["window"],
     )
-    preview = None
-    if cfg.preview:
-        preview = write_preview(
-            cfg.input,
-            output,
-            output.with_name(f"{output.stem}_preview.png"),
-            bands=select_bands(info, model.spec.bands, bands),
-            names=model.spec.bands,
-            classes=model.spec.classes,
-            shares=result.shares,
-        )
+
+
+def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
+    """Log what was made; the same for scripts."""
     for name, share in result.shares.items():
         log.info("  %-16s %6.2f %%", name, 100 * share)
-    log.info("map: %s", output)
+    for name, found in result.values.items():
+        log.info("  %-16s %g to %g, mean %g", name, found.least, found.greatest, found.mean)
+    log.info("map: %s", result.path)
+    if result.scores is not None:
+        log.info("scores: %s", result.scores)
+    if result.polygons is not None:
+        log.info("polygons: %s", result.polygons)
     if preview is not None:
         log.info("preview: %s", preview)
     return {
-        "map": str(output),
+        "map": str(result.path),
+        "scores": None if result.scores is None else str(result.scores),
+        "polygons": None if result.polygons is None else str(result.polygons),
         "preview": None if preview is None else str(preview),
         "pixels_per_class": result.pixels,
         "shares": result.shares,
+        "values": {name: asdict(found) for name, found in result.values.items()},
         "area_km2": result.area_km2,
         "void": result.void,
         "size": list(result.size),

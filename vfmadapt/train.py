@@ -109,11 +109,17 @@ def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
 
 
 def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
-    """Loaders and augmentation as `cfg.loader` and `cfg.augment` say."""
+    """Loaders and augmentation as `cfg.loader` and `cfg.augment` say.
+
+    Raises:
+        UserError: settings that they do not take; no window size.
+    """
     from vfmadapt.tasks.augment import Augment
     from vfmadapt.tasks.data import SegmentationData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
+    if "crop" not in loader:
+        raise UserError("loader.crop is missing; write loader.crop=128, the side of a training window in pixels")
     crop = {"crop": loader.pop("crop")}
     for made, name, settings in (
         (Augment, "augment", changes),

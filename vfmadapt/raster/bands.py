@@ -42,3 +42,11 @@ def select_bands(
     if all(info.band_names[b - 1] for b in info.data_bands):
         logger.warning("%s, %s: the names differ, so the bands are taken in order", has, wants)
     return info.data_bands
+
+
+def shown_bands(info: RasterInfo, wanted: Sequence[str], bands: Sequence[int] | str | None) -> tuple[int, ...]:
+    """Bands for a picture of what a model is given; of bands that are reduced, one from the middle of each group."""
+    if not isinstance(bands, str):
+        return select_bands(info, wanted, bands)
+    count = len(info.data_bands)
+    return tuple(info.data_bands[(2 * i + 1) * count // (2 * len(wanted))] for i in range(len(wanted)))

@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
+from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.values import holds, tagged
 from vfmadapt.raster.values import to_sensor_units as to_sensor_units
 from vfmadapt.raster.values import valid_pixels as valid_pixels
+
+_CACHE = 128 << 20  # bytes of decoded blocks that GDAL keeps; its own default is a share of the machine's memory
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class RasterInfo:
         """Whether the raster knows where on a map it lies (a CRS, control points or RPCs)."""
         return self.crs is not None or bool(self.gcps) or self.rpcs is not None
 
+    @property
+    def pixel_m2(self) -> float | None:
+        """Square metres of a pixel on the projection; None without a projected CRS."""
+        if self.crs is None or not self.crs.is_projected:
+            return None
+        return float(abs(self.transform.determinant) * self.crs.linear_units_factor[1] ** 2)
+
 
 class Raster:
     """An open raster; made by `open_raster`."""
@@ -105,17 +115,61 @@ class Raster:
         columns = self.info.width - column if width is None else width
         return self._read(bands, scale, offset, window=Window(column, row, columns, rows))
 
-    def thumbnail(self, bands: Sequence[int], max_side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The whole raster averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
+    def stored(self, bands: Sequence[int], area: Area) -> bool:
+        """Whether the file holds any of an area; no only where it is a sparse GeoTIFF that leaves all of it out.
+
+        What a sparse file leaves out is no data, whatever GDAL puts in its place.
+        """
+        if self._dataset.driver != "GTiff":
+            return True
+        together = str(self._dataset.interleaving).upper().endswith("PIXEL")
+        for band in bands[:1] if together else bands:
+            high, wide = self._dataset.block_shapes[band - 1]
+            for y in range(area.row // high, -(-area.bottom // high)):
+                for x in range(area.column // wide, -(-area.right // wide)):
+                    if self._dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band):
+                        return True
+        return False
+
+    def tags(self, band: int = 0, domain: str | None = None) -> dict[str, str]:
+        """GDAL's metadata of a band, or of the file (0)."""
+        found: dict[str, str] = self._dataset.tags(band, ns=domain)
+        return found
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of the blocks that the file is stored in."""
+        height, width = self._dataset.block_shapes[0]
+        return int(height), int(width)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it consists of."""
+        return tuple(self._dataset.files)
+
+    def thumbnail(
+        self, bands: Sequence[int], max_side: int, area: Area | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """An area, or all, averaged down to at most `max_side` pixels per side; like `read`, but not scaled."""
         from rasterio.enums import Resampling
+        from rasterio.windows import Window
 
-        shape = (len(bands), *self._reduced(max_side))
+        area = area or Area(0, 0, self.info.height, self.info.width)
+        shape = (len(bands), *_reduced(area.height, area.width, max_side))
         resampling = Resampling.nearest if self.info.palette else Resampling.average
-        return self._read(bands, 1.0, 0.0, out_shape=shape, resampling=resampling)
+        window = Window(area.column, area.row, area.width, area.height)
+        return self._read(bands, 1.0, 0.0, window=window, out_shape=shape, resampling=resampling)
 
-    def read_labels(self, max_side: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Band 1 as stored, (H, W), and where it is not void; decimated (nearest) to `max_side` if given."""
-        info, kwargs = self.info, {} if max_side is None else {"out_shape": self._reduced(max_side)}
+    def read_labels(
+        self, max_side: int | None = None, area: Area | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Band 1 of an area, or all, as stored, and where it is not void; nearest pixels for `max_side` if given."""
+        from rasterio.windows import Window
+
+        info, area = self.info, area or Area(0, 0, self.info.height, self.info.width)
+        kwargs: dict[str, Any] = {"window": Window(area.column, area.row, area.width, area.height)}
+        if max_side is not None:
+            kwargs["out_shape"] = _reduced(area.height, area.width, max_side)
         with _reading(info.path):
             labels = self._dataset.read(1, **kwargs)
             known = ~holds(labels, info.nodata[0])
@@ -124,10 +178,6 @@ class Raster:
             if info.alpha is not None:
                 known &= self._dataset.read(info.alpha, **kwargs) > 0
         return labels, known
-
-    def _reduced(self, max_side: int) -> tuple[int, int]:
-        factor = -(-max(self.info.height, self.info.width) // max_side)
-        return -(-self.info.height // factor), -(-self.info.width // factor)
 
     def _read(
         self, bands: Sequence[int], scale: float | None, offset: float | None, **kwargs: Any
@@ -145,8 +195,14 @@ class Raster:
         has_tags = tagged(info.scales, info.offsets)  # of the whole file: (1, 0) beside a scaled band means 1 and 0
         gains, shifts = ([info.scales[i] for i in at], [info.offsets[i] for i in at]) if has_tags else (None, None)
         image = to_sensor_units(values, scale=scale, offset=offset, tag_scales=gains, tag_offsets=shifts)
-        image[:, ~valid] = 0.0
+        if not valid.all():
+            np.copyto(image, np.float32(0), where=~valid)
         return image, valid
+
+
+def _reduced(height: int, width: int, max_side: int) -> tuple[int, int]:
+    factor = -(-max(height, width) // max_side)
+    return -(-height // factor), -(-width // factor)
 
 
 @contextmanager
@@ -159,7 +215,7 @@ def open_raster(path: str | Path) -> Iterator[Raster]:
 
     name = str(path)
     # A truncated JPEG is only a warning to GDAL, and its missing half is then grey.
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="TRUE"):
+    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING="TRUE", GDAL_CACHEMAX=_CACHE):
         dataset = _open(rasterio, name)
         try:
             yield Raster(dataset, _describe(dataset, name))

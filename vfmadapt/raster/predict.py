@@ -1,28 +1,38 @@
-"""A raster in, a map of classes out: tiles through a model, blended, row by row."""
+"""A raster in, a map of classes or values out: planned in blocks, resumable, one cloud-optimised GeoTIFF at the end."""
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfmadapt.contracts import DataSpec
 from vfmadapt.errors import UserError
-from vfmadapt.raster.bands import select_bands as select_bands
-from vfmadapt.raster.io import Raster, RasterInfo, open_raster
-from vfmadapt.raster.tiling import RowBlender, TileGrid, pad_to_tile
-from vfmadapt.raster.write import NODATA, label_writer
+from vfmadapt.raster.bands import shown_bands as shown_bands
+from vfmadapt.raster.fingerprint import source_fingerprint
+from vfmadapt.raster.folder import BlockFolder
+from vfmadapt.raster.io import RasterInfo, open_raster
+from vfmadapt.raster.job import Job, merge, polygons_of
+from vfmadapt.raster.many import Segmenters, job_of_many
+from vfmadapt.raster.many import output_of as output_of
+from vfmadapt.raster.merge import Collected
+from vfmadapt.raster.mosaic import one_raster as one_raster
+from vfmadapt.raster.plan import Plan
+from vfmadapt.raster.planning import Settings as Settings
+from vfmadapt.raster.planning import make_plan
+from vfmadapt.raster.polygons import check_polygons
+from vfmadapt.raster.ray_engine import RayCluster as RayCluster
+from vfmadapt.raster.report import PredictResult as PredictResult
+from vfmadapt.raster.report import map_result, statistics_tags, summary
+from vfmadapt.raster.scoring import device_of
 
 logger = logging.getLogger(__name__)
-
-_FAR = 20.0  # standard deviations from the training mean that no median of an image in the right units reaches
 
 
 class Segmenter(Protocol):
@@ -31,30 +41,8 @@ class Segmenter(Protocol):
     spec: DataSpec
 
     def __call__(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Image float32 (B, C, H, W) in sensor units, valid bool (B, H, W) -> logits (B, K, H, W)."""
+        """Image float32 (B, C, H, W) in sensor units, valid bool (B, H, W) -> logits, or values (B, K, H, W)."""
         ...
-
-
-@dataclass(frozen=True)
-class PredictResult:
-    """A finished map.
-
-    `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
-    (it is the area on that projection); `void` counts pixels without data.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    pixels: dict[str, int]
-    void: int
-    area_km2: dict[str, float] | None
-    seconds: float
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of each class among the pixels with data, 0..1."""
-        total = max(sum(self.pixels.values()), 1)
-        return {name: count / total for name, count in self.pixels.items()}
 
 
 def predict_raster(
@@ -64,155 +52,234 @@ def predict_raster(
     *,
     tile: int = 256,
     overlap: int = 64,
-    batch: int = 4,
-    bands: Sequence[int] | None = None,
+    batch: int | str = 4,
+    block: int | None = None,
+    window: Sequence[int] | None = None,
+    bands: Sequence[int] | str | None = None,
     scale: float | None = None,
     offset: float | None = None,
+    layers: Sequence[str] = (),
+    tta: str | None = None,
+    dtype: str = "float32",
+    compile: bool = False,
+    channels_last: bool = False,
+    polygons: str | None = None,
     device: str | torch.device | None = None,
+    cluster: RayCluster | None = None,
+    restart: bool = False,
     progress: bool = False,
 ) -> PredictResult:
     """Map a raster of any size with a model.
 
-    Memory grows with width x tile, not with the raster's height. Tiles without a valid pixel are skipped; void pixels
-    become nodata.
+    Memory does not grow with the raster. Tiles without a valid pixel are skipped; void pixels become nodata. Finished
+    blocks lie in `output`.blocks until the map is there: a run that was interrupted goes on where it stopped, and the
+    map has the same bytes as that of an unbroken run.
 
     Args:
         model: an nn.Module that is a `Segmenter`; it is put into evaluation mode for the time.
-        source: any raster that GDAL reads; without a georeference a warning is logged and the map has none.
-        output: the map, a GeoTIFF of uint8 labels on the raster's pixels; nodata 255, colour table, class names inside.
+        source: any raster or URL that GDAL reads; or many files as one: a folder, a glob, a STAC item or collection
+            (see `vfmadapt.raster.mosaic`). Without a georeference a warning is logged and the map has none.
+        output: the map, a cloud-optimised GeoTIFF on the raster's pixels: uint8 labels, nodata 255, colour table, class
+            names and areas inside; of a model of values float32, nodata NaN, a band for each, units and statistics.
         tile: side of a tile in pixels.
         overlap: pixels that neighbouring tiles share.
-        batch: tiles per forward pass; does not change the map.
-        bands: 1-based bands for the model (see `select_bands`).
+        batch: tiles per forward pass; "auto": as many as fit into a GPU's memory, 4 on a CPU.
+        block: side of a block in pixels, a multiple of 512; by default 4096, less for rasters of very many bands.
+        window: [row, column, height, width], the part to map; by default all.
+        bands: 1-based bands for the model (see `select_bands`); or, of a raster of many bands, "mean" of neighbours,
+            "pca" or "wavelength" (see `vfmadapt.raster.reduction`).
         scale: with `offset`, how to get sensor units from stored values (see `to_sensor_units`).
         offset: see `scale`.
+        layers: of "probabilities", "entropy" and "disagreement" (of overlapping tiles): written as bands of a second
+            GeoTIFF, `NAME_scores.tif`, as uint8 with scale 1/254.
+        tta: "d4" averages over the eight flips and quarter turns of each tile, at eight times the cost.
+        dtype: what the model computes in, "float32" or "bfloat16".
+        compile: `torch.compile` the model: minutes at first, then a faster forward pass.
+        channels_last: give the model its tiles in that memory layout, which suits convolutions on a GPU.
+        polygons: "gpkg" or "parquet": also write the regions of each class as polygons, beside the map.
         device: where to run; by default where the model is.
+        cluster: compute on the nodes of a Ray cluster, on GPUs if it has any and `device` does not say otherwise; the
+            model is sent to them.
+        restart: drop the blocks of an interrupted run with other inputs or settings.
         progress: show a bar on standard error, if that is a terminal.
 
     Raises:
-        UserError: unreadable raster, bands that do not fit, bad sizes, an output that cannot be written.
+        UserError: unreadable raster, bands that do not fit, bad sizes, an output that cannot be written or that another
+            run is writing, a full disk, blocks that fail.
     """
-    start = time.perf_counter()
-    spec: DataSpec = model.spec
-    _check(Path(source), Path(output), batch)
-    with open_raster(source) as raster:
+    settings = Settings(
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        block=block,
+        window=window,
+        bands=bands,
+        scale=scale,
+        offset=offset,
+        layers=layers,
+        tta=tta,
+        dtype=dtype,
+        compile=compile,
+        channels_last=channels_last,
+        polygons=polygons,
+    )
+    run: dict[str, Any] = {"device": device, "cluster": cluster, "restart": restart, "progress": progress}
+    return _mapped(model, source, output, settings, **run)[0]
+
+
+def predict_many(
+    models: Segmenters,
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    device: str | torch.device | None = None,
+    cluster: RayCluster | None = None,
+    restart: bool = False,
+    progress: bool = False,
+) -> dict[str, PredictResult]:
+    """Map a raster with several models at once: it is read once, and what the models have in common is computed once.
+
+    The map of model NAME is `output` with _NAME after its stem; it has the bytes that the model alone would give.
+
+    Args:
+        models: from `vfmadapt.load_many`.
+        source: as for `predict_raster`, like all that follows.
+        output: see above.
+        settings: how to map.
+        device: where to run.
+        cluster: a Ray cluster.
+        restart: drop the blocks of an interrupted run with other inputs or settings.
+        progress: show a bar.
+
+    Raises:
+        UserError: as `predict_raster`; models that want other bands of the raster.
+    """
+    run: dict[str, Any] = {"device": device, "cluster": cluster, "restart": restart, "progress": progress}
+    return dict(zip(models.names(), _mapped(models, source, output, settings, **run), strict=True))
+
+
+def predict_part(
+    model: Any,
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    index: int,
+    of: int,
+    device: str | torch.device | None = None,
+    restart: bool = False,
+    progress: bool = False,
+) -> int:
+    """Compute every `of`-th block of a map, from block `index` (counted from 0) on; `merge_parts` makes the map.
+
+    `model` may be several (see `predict_many`); each of the maps is then merged by itself.
+
+    For array jobs (Slurm, Kubernetes) on machines that share a file system: any number of parts at once, in any order,
+    each as often as need be. What all parts together give has the bytes of one `predict_raster`.
+
+    Returns:
+        Number of blocks that were computed now; finished ones are not redone.
+
+    Raises:
+        UserError: as `predict_raster`; another process works on the same part; bad `index` or `of`.
+    """
+    if not 0 <= index < of:
+        raise UserError(f"index={index} of={of}: allowed are 0 <= index < of, for instance index=0 of=4")
+    job, _ = _job(model, source, Path(output), device, settings)
+    own = islice(job.plan.blocks, index, None, of)
+    with (
+        job.opened(auto_batch=settings.batch == "auto", restart=restart, part=index),
+        _bar(job.plan, len(range(index, len(job.plan.blocks), of)), progress) as on_pixels,
+    ):
+        return job.run(own, on_pixels).blocks
+
+
+def merge_parts(output: str | Path, *, polygons: str | None = None) -> PredictResult:
+    """Make the map, and `polygons`, of the blocks that parts have left; the plan says all else, no model is needed.
+
+    Raises:
+        UserError: no parts, missing blocks, the raster has changed since, a part is still running.
+    """
+    start, folder = time.perf_counter(), BlockFolder(Path(output))
+    plan = folder.plan()
+    if plan is None:
+        raise UserError(f"{folder.path} holds no plan; compute the parts first (engine=array index=0 of=4)")
+    with open_raster(plan.source) as raster:
         info = raster.info
-        grid = TileGrid(info.height, info.width, tile, overlap)
-        chosen = select_bands(info, spec.bands, bands)
-        if not info.georeferenced:
-            logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
-        counts = np.zeros(NODATA + 1, dtype=np.int64)
-        engine = _Engine(model, raster, grid, chosen, batch, (scale, offset), device)
-        with label_writer(output, info, spec.classes) as writer:
-            for labels in engine.run(progress):
-                writer.append(labels)
-                counts += np.bincount(labels.ravel(), minlength=NODATA + 1)
-            result = _result(output, info, spec, counts, time.perf_counter() - start)
-            writer.finish(_tags(result))
-    if not sum(result.pixels.values()):
-        logger.warning("%s has no valid pixel: the map is all nodata", source)
-    return result
+        if source_fingerprint(raster.files, info) != plan.source_hash:
+            raise UserError(f"{plan.source} has changed since its blocks were computed; compute them with restart=true")
+    check_polygons(polygons, info, plan.values)
+    with folder.locked():
+        result, _ = _merged(folder, plan, info, polygons)
+        folder.remove()
+    return replace(result, seconds=time.perf_counter() - start)
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """One run of a model over a raster."""
-
-    model: Any
-    raster: Raster
-    grid: TileGrid
-    bands: tuple[int, ...]
-    batch: int
-    units: tuple[float | None, float | None]
-    device: str | torch.device | None
-
-    def run(self, progress: bool) -> Iterator[NDArray[np.uint8]]:
-        """Labels of the raster in row bands (h, W), top to bottom; `NODATA` where void."""
-        from tqdm import tqdm
-
-        grid, height = self.grid, self.raster.info.height
-        blender = RowBlender(grid, len(self.model.spec.classes))
-        tiles, checked = len(grid.rows) * len(grid.columns), False
-        with _evaluation(self.model), tqdm(total=tiles, unit="tile", disable=None if progress else True) as bar:
-            for first in grid.rows:
-                scale, offset = self.units
-                image, valid = self.raster.read(
-                    self.bands, row=first, height=min(grid.tile, height - first), scale=scale, offset=offset
-                )
-                if not checked and valid.any():
-                    checked = True
-                    _warn_of_units(self.raster.info.path, self.model.spec, image, valid)
-                filled = [c for c in grid.columns if valid[:, c : c + grid.tile].any()]
-                for at in range(0, len(filled), self.batch):
-                    columns = filled[at : at + self.batch]
-                    for column, logits in zip(columns, self._logits(image, valid, columns), strict=True):
-                        blender.add(column, logits)
-                bar.update(len(grid.columns))
-                blended = blender.finish_row(first)
-                labels = blended.argmax(axis=0).astype(np.uint8)
-                labels[~valid[: len(labels)]] = NODATA
-                yield labels
-
-    def _logits(
-        self, image: NDArray[np.float32], valid: NDArray[np.bool_], columns: Sequence[int]
-    ) -> NDArray[np.float32]:
-        side = self.grid.tile
-        images = np.stack([pad_to_tile(image[:, :, c : c + side], side) for c in columns])
-        masks = np.stack([pad_to_tile(valid[:, c : c + side], side) for c in columns])
-        device = self.device or _device(self.model)
-        with torch.inference_mode():
-            logits = self.model(torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device))
-        expected = (len(columns), len(self.model.spec.classes), side, side)
-        if tuple(logits.shape) != expected:
-            raise RuntimeError(f"the model gave logits {tuple(logits.shape)}, not {expected}")
-        if not torch.isfinite(logits).all():
-            low, high = float(images.min()), float(images.max())
-            raise UserError(
-                f"the model gives NaN or infinite scores on {self.raster.info.path}, whose values there are {low:g} to "
-                f"{high:g} in sensor units; reflectance is about 0 to 1: check scale= and offset="
-            )
-        out: NDArray[np.float32] = logits.float().cpu().numpy()
-        return out
+def _mapped(
+    model: Any,
+    source: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    device: str | torch.device | None,
+    cluster: RayCluster | None,
+    restart: bool,
+    progress: bool,
+) -> list[PredictResult]:
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        if cluster is not None:
+            stack.enter_context(cluster.connected())
+            device = cluster.device(device)
+        job, info = _job(model, source, Path(output), device, settings)
+        if cluster is not None:
+            job = cluster.job(job)
+        stack.enter_context(job.opened(auto_batch=settings.batch == "auto", restart=restart))
+        with _bar(job.plan, len(job.plan.blocks), progress) as on_pixels:
+            work = job.run(job.plan.blocks, on_pixels)
+        made = [_merged(folder, plan, info, settings.polygons) for plan, folder in job.maps]
+        for _, folder in job.maps:  # not before all maps are there
+            folder.remove()
+    seconds = time.perf_counter() - start
+    results = [replace(result, seconds=seconds, model_seconds=work.model_seconds) for result, _ in made]
+    logger.info(summary(results[0], job.plan, work, made[0][1], info))
+    return results
 
 
-class _evaluation:  # noqa: N801 - used like a function
-    """The module in evaluation mode, and back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._modes = [(m, m.training) for m in self._model.modules()]
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self._modes:
-            module.training = mode
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _warn_of_units(path: str, spec: DataSpec, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-    """Say so where the values cannot be in the model's units, such as 10000 where it knows reflectance 0..1."""
-    medians = np.median(image[:, valid], axis=1)
-    far = np.abs(medians - np.asarray(spec.mean)) > _FAR * np.maximum(np.asarray(spec.std), 1e-6)
-    if far.any():
-        band = int(far.argmax())
-        logger.warning(
-            "%s: the median of band %s is %g, the model was trained on values around %g; check scale= and offset=",
-            path,
-            spec.bands[band],
-            medians[band],
-            spec.mean[band],
-        )
+def _job(
+    model: Any, source: str | Path, output: Path, device: str | torch.device | None, settings: Settings
+) -> tuple[Job, RasterInfo]:
+    several = isinstance(model, Segmenters)
+    for path in [output_of(output, name) for name in model.names()] if several else [output]:
+        _check(Path(source), path)
+    place = device_of(model) if device is None else torch.device(device)
+    raster = one_raster(str(source), output)
+    if several:
+        job, info = job_of_many(model, raster, output, place, settings)
+    else:
+        plan, info = make_plan(model, raster, place, settings)
+        job = Job(plan, BlockFolder(output), model, place)
+    for plan, _ in job.maps:
+        check_polygons(settings.polygons, info, plan.values)
+    if not info.georeferenced:
+        logger.warning("%s has no CRS: the map will lie on its pixels, but nowhere on Earth", source)
+    return job, info
 
 
-def _check(source: Path, output: Path, batch: int) -> None:
-    if batch < 1:
-        raise UserError(f"batch={batch} is no number of tiles; allowed: 1 and more")
+def _merged(folder: BlockFolder, plan: Plan, info: RasterInfo, polygons: str | None) -> tuple[PredictResult, Collected]:
+    def tags_of(collected: Collected) -> dict[str, str]:
+        return statistics_tags(map_result(folder.output, info, plan, collected, 0.0))
+
+    collected = merge(folder, plan, tags_of, polygons)
+    result = map_result(folder.output, info, plan, collected, 0.0)
+    result = replace(result, polygons=None if polygons is None else polygons_of(folder.output, polygons))
+    if not collected.known:
+        logger.warning("%s has no valid pixel: the map is all nodata", plan.source)
+    return result, collected
+
+
+def _check(source: Path, output: Path) -> None:
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"output={output}: maps are GeoTIFFs; give it a name that ends in .tif")
     if output.is_dir():
@@ -221,23 +288,12 @@ def _check(source: Path, output: Path, batch: int) -> None:
         raise UserError(f"output={output} is the input itself; choose another output")
 
 
-def _result(
-    output: str | Path, info: RasterInfo, spec: DataSpec, counts: NDArray[np.int64], seconds: float
-) -> PredictResult:
-    pixels = {c.name: int(counts[i]) for i, c in enumerate(spec.classes)}
-    area = None
-    if info.crs is not None and info.crs.is_projected:
-        metres = info.crs.linear_units_factor[1]
-        square_km = abs(info.transform.determinant) * metres**2 / 1e6
-        area = {name: count * square_km for name, count in pixels.items()}
-    return PredictResult(Path(output), (info.height, info.width), pixels, int(counts[NODATA]), area, seconds)
+@contextmanager
+def _bar(plan: Plan, blocks: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar in megapixels with rate and time left; gives what to call with pixels as they are done."""
+    from tqdm import tqdm
 
-
-def _tags(result: PredictResult) -> dict[str, str]:
-    tags = {
-        "CLASS_PIXELS": json.dumps(result.pixels),
-        "CLASS_SHARES": json.dumps({name: round(share, 6) for name, share in result.shares.items()}),
-    }
-    if result.area_km2 is not None:
-        tags["CLASS_AREA_KM2"] = json.dumps({name: round(area, 6) for name, area in result.area_km2.items()})
-    return tags
+    total = plan.window.height * plan.window.width / 1e6 * blocks / len(plan.blocks)
+    form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} Mpx [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(total=total, unit="Mpx", disable=None if progress else True, bar_format=form) as bar:
+        yield lambda pixels: bar.update(pixels / 1e6)

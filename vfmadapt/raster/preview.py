@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.contracts import ClassSpec
+from vfmadapt.contracts import ClassSpec, ValueSpec
 from vfmadapt.raster.io import open_raster
+from vfmadapt.raster.tiling import Area
 from vfmadapt.raster.write import atomic_path
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ VOID_COLOUR = (224, 224, 224)
 _MARGIN = 18
 _TEXT = 16  # font size in pixels
 _MIN_SIDE = 448  # smaller pictures are enlarged by a whole factor so that a 64-pixel tile is not a stamp
+_STRETCH = (1, 99)  # percentiles that become black and white
 _GAMMA = 0.7  # lifts the land that a few bright clouds would leave black
 _RGB_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("b04", "b03", "b02"), ("b4", "b3", "b2"))
 
@@ -96,7 +98,7 @@ def quicklook(image: NDArray[np.float32], valid: NDArray[np.bool_], bands: Seque
     groups = [[0, 1, 2]] if joint else [[i] for i in range(3)]
     for group in groups:
         values = shown[group][:, valid]
-        low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
+        low, high = np.percentile(values, _STRETCH) if values.size else (0.0, 1.0)
         out[group] = (shown[group] - low) / max(float(high - low), 1e-6)
     rgb: NDArray[np.uint8] = np.rint(out.clip(0, 1) ** _GAMMA * 255).astype(np.uint8).transpose(1, 2, 0).copy()
     rgb[~valid] = VOID_COLOUR
@@ -112,31 +114,49 @@ def write_preview(
     names: Sequence[str],
     classes: Sequence[ClassSpec],
     shares: Mapping[str, float],
+    values: Sequence[ValueSpec] = (),
+    window: Sequence[int] | None = None,
     max_side: int = 900,
 ) -> Path:
     """Write a PNG: the raster on the left, its label map laid over it on the right, classes and shares beneath.
 
+    Of a map of values the first one is on the right, in grey.
+
     Args:
         source: the raster; read at no more than `max_side` pixels per side.
-        labels: its map of labels, as `predict_raster` writes it.
+        labels: its map, as `predict_raster` writes it.
         target: the PNG.
         bands: 1-based bands of the raster that the model reads.
         names: the model's names of those bands.
         classes: the classes in the order of their labels.
         shares: share of each class by name, 0..1, for the legend.
+        values: the map's values where it is one of values.
+        window: [row, column, height, width], the part of the raster that was mapped; by default all.
         max_side: longer side of each picture in pixels.
     """
     with open_raster(source) as raster, open_raster(labels) as mapped:
-        image, valid = raster.thumbnail(bands, max_side)
-        drawn, known = mapped.read_labels(max_side)
+        image, valid = raster.thumbnail(bands, max_side, None if window is None else Area(*window))
+        drawn, known = mapped.thumbnail([1], max_side) if values else mapped.read_labels(max_side)
     picture = quicklook(image, valid & known, names)
-    legend = [replace(c, name=f"{c.name} {100 * shares[c.name]:.1f} %") for c in classes]
+    if values:
+        shown, legend = quicklook(drawn, known, [values[0].name]), _ends(drawn[0, known], values[0])
+    else:
+        shown = overlay(picture, drawn, classes)
+        legend = [replace(c, name=f"{c.name} {100 * shares[c.name]:.1f} %") for c in classes]
     if not known.all():
         legend.append(ClassSpec("no data", VOID_COLOUR))
-    sheet = panel([(Path(source).name, picture), ("map", overlay(picture, drawn, classes))], legend)
+    sheet = panel([(Path(source).name, picture), ("map", shown)], legend)
     with atomic_path(target) as temporary:
         sheet.save(temporary, format="PNG")
     return Path(target)
+
+
+def _ends(values: NDArray[np.float32], spec: ValueSpec) -> list[ClassSpec]:
+    """A legend of what is black and what is white."""
+    if not values.size:
+        return []
+    low, high = (f"{spec.name} {end:.3g} {spec.unit}".rstrip() for end in np.percentile(values, _STRETCH))
+    return [ClassSpec(low, (0, 0, 0)), ClassSpec(high, (255, 255, 255))]
 
 
 def _display_bands(bands: Sequence[str | None]) -> tuple[list[int], bool]:

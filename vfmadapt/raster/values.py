@@ -36,9 +36,9 @@ def to_sensor_units(
         return out
     if values.dtype.name not in _DTYPE_SCALE:
         known = ", ".join([*_DTYPE_SCALE, "float"])
-        known = ", ".join([*_DTYPE_SCALE, "float"])
         raise UserError(f"no rule for {values.dtype.name} values (known: {known}); pass scale= and, if needed, offset=")
-    return out * np.float32(_DTYPE_SCALE[values.dtype.name])
+    out *= np.float32(_DTYPE_SCALE[values.dtype.name])
+    return out
 
 
 def valid_pixels(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
@@ -55,6 +55,8 @@ def valid_pixels(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArra
     Returns:
         bool (H, W).
     """
+    if values.dtype.kind != "f" and all(v is None for v in nodata):
+        return np.ones(values.shape[1:], dtype=np.bool_)
     every = np.ones(values.shape[1:], dtype=np.bool_)
     void = np.zeros(values.shape[1:], dtype=np.bool_)
     for band, value in zip(values, nodata, strict=True):

@@ -1,24 +1,39 @@
-"""Label maps out: GeoTIFFs that lie exactly where their source lies, and files that appear whole or not at all."""
+"""Maps out: GeoTIFFs that lie exactly where their source lies, and files that appear whole or not at all."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.errors import UserError
 from vfmadapt.raster.io import RasterInfo
 
 NODATA = 255
-"""Label of pixels without data in every map that we write."""
+"""Label of pixels without data in every map of classes that we write; in maps of values they are NaN."""
 
-_BLOCK = 256  # side of the GeoTIFF's inner tiles; rows are written in multiples of it: no tile is compressed twice
+
+@dataclass(frozen=True)
+class Band:
+    """What a map says of one of its bands: name, what a stored 1 is worth, unit, and tags of its own."""
+
+    name: str
+    scale: float = 1.0
+    unit: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def nodata_of(dtype: DTypeLike) -> float:
+    """What pixels without data hold."""
+    return math.nan if np.dtype(dtype).kind == "f" else NODATA
 
 
 @contextmanager
@@ -36,91 +51,64 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another output") from error
     try:
         yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        with suppress(OSError):  # some file systems cannot open a folder; the file itself is safe by now
-            _sync(target.parent)
+        publish(temporary, target)
     finally:
         for leftover in (temporary, temporary.with_name(temporary.name + ".aux.xml")):
             leftover.unlink(missing_ok=True)
 
 
-class LabelWriter:
-    """Writes a one-band uint8 map row band by row band, from top to bottom; made by `label_writer`."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._pending: list[NDArray[np.uint8]] = []
-        self._row = 0
-
-    def append(self, rows: NDArray[np.uint8]) -> None:
-        """Add the next rows, (h, W)."""
-        self._pending.append(rows)
-        ready = sum(len(r) for r in self._pending) // _BLOCK * _BLOCK
-        if ready:
-            self._flush(ready)
-
-    def finish(self, tags: Mapping[str, str]) -> None:
-        """Write what is pending, and the tags."""
-        self._flush(sum(len(r) for r in self._pending))
-        if self._row != self._dataset.height:
-            raise RuntimeError(f"{self._row} of {self._dataset.height} rows were written")
-        self._dataset.update_tags(**tags)
-
-    def _flush(self, count: int) -> None:
-        from rasterio.windows import Window
-
-        if not count:
-            return
-        rows = np.concatenate(self._pending)
-        self._dataset.write(rows[:count], 1, window=Window(0, self._row, rows.shape[1], count))
-        self._row += count
-        self._pending = [rows[count:]]
+def publish(temporary: Path, target: Path) -> None:
+    """Give a finished file its final name, safely on disk; both lie on one file system."""
+    _sync(temporary)
+    os.replace(temporary, target)
+    with suppress(OSError):  # some file systems cannot open a folder; the file itself is safe by now
+        _sync(target.parent)
 
 
-@contextmanager
-def label_writer(path: str | Path, info: RasterInfo, classes: Sequence[ClassSpec]) -> Iterator[LabelWriter]:
-    """Open a GeoTIFF map of labels for a raster: same size, CRS, transform, control points and RPCs, nodata 255.
+def map_header(
+    info: RasterInfo,
+    bands: Sequence[Band],
+    *,
+    dtype: DTypeLike,
+    classes: Sequence[ClassSpec] = (),
+    tags: Mapping[str, str],
+) -> bytes:
+    """A GeoTIFF of one pixel in memory that says all that a map says besides its pixels.
 
-    It carries the classes as colour table and as tags (`CLASS_NAMES`: JSON list; `CLASS_0` ...). It appears under its
-    name only after the block has ended without an error.
+    CRS, transform, control points and RPCs of `info`; nodata; the bands' names, scales, units and tags; classes as tags
+    (`CLASS_NAMES`: JSON list; `CLASS_0` ...), as colour table too where the pixels are labels.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.io import MemoryFile
 
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(temporary, "w", **_profile(info)) as dataset:
-                _georeference(dataset, info)
-                dataset.write_colormap(1, _colour_table(classes))
-                dataset.set_band_description(1, "class")
-                names = {f"CLASS_{i}": c.name for i, c in enumerate(classes)}
-                dataset.update_tags(CLASS_NAMES=json.dumps([c.name for c in classes]), **names)
-                yield LabelWriter(dataset)
-        except RasterioError as error:
-            raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
-
-
-def _profile(info: RasterInfo) -> dict[str, Any]:
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": info.height,
-        "width": info.width,
-        "nodata": NODATA,
-        "tiled": True,
-        "blockxsize": _BLOCK,
-        "blockysize": _BLOCK,
-        "compress": "deflate",
-        "bigtiff": "IF_SAFER",
-    }
+    profile: dict[str, Any] = {"driver": "GTiff", "count": len(bands), "height": 1, "width": 1}
+    profile |= {"dtype": np.dtype(dtype).name, "nodata": nodata_of(dtype), "bigtiff": "YES"}
     if info.crs is not None:
         profile["crs"] = info.crs
     if not info.transform.is_identity:
         profile["transform"] = info.transform
-    return profile
+    with rasterio.Env(), MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(**profile) as dataset:
+            _georeference(dataset, info)
+            dataset.descriptions = [band.name for band in bands]
+            dataset.units = [band.unit for band in bands]
+            if any(band.scale != 1 for band in bands):
+                dataset.scales = [band.scale for band in bands]
+            elif classes:
+                dataset.write_colormap(1, _colour_table(classes))
+            for index, band in enumerate(bands, start=1):
+                dataset.update_tags(index, **band.tags)
+            dataset.update_tags(**_class_tags(classes), **tags)
+        return bytes(memory.getbuffer())
+
+
+def _class_tags(classes: Sequence[ClassSpec]) -> dict[str, str]:
+    if not classes:
+        return {}
+    names = [c.name for c in classes]
+    return {"CLASS_NAMES": json.dumps(names)} | {f"CLASS_{i}": name for i, name in enumerate(names)}
 
 
 def _georeference(dataset: Any, info: RasterInfo) -> None:

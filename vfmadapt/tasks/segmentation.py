@@ -151,3 +151,5 @@ class SegmentationTask(AdapterTask):
 def _check(weights: Any, classes: int) -> None:
     if weights is not None and weights != "auto" and (isinstance(weights, str) or len(weights) != classes):
         raise UserError(f"task.class_weights={weights}: give auto, null or a list of {classes} numbers, one per class")
+    if weights and weights != "auto" and min(weights) < 0:
+        raise UserError(f"task.class_weights={list(weights)}: a weight is 0 or more")

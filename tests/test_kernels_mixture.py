@@ -1,4 +1,7 @@
-"""Kernels: the fast form of each operation against its equation."""
+"""bottleneck_mixture: plain PyTorch and Triton's kernels against the equations, and what they refuse.
+
+Without a GPU, Triton's kernels run in its interpreter.
+"""
 
 import copy
 import math
@@ -8,9 +11,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vfmadapt.kernels.bottleneck_mixture import bottleneck_mixture, bottleneck_mixture_reference
-from vfmadapt.kernels.spectral_split import spectral_split, spectral_split_fft
+from vfmadapt.kernels import _triton
+from vfmadapt.kernels import bottleneck_mixture as module
+from vfmadapt.kernels.bottleneck_mixture import (
+    bottleneck_mixture,
+    bottleneck_mixture_direct,
+    bottleneck_mixture_reference,
+)
+from vfmadapt.kernels.spectral_split import spectral_split
+from vfmadapt.testing_kernels import assert_as_exact_as_torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(bool(_triton.MISSING), reason="Triton is not installed")
 # height, width, cutoff: even, odd, H != W, one cell, nothing kept, 2q = size, 2q > size on one axis and on both
 GRIDS = [(32, 32, 4), (8, 6, 2), (5, 7, 1), (7, 4, 2), (1, 1, 0), (1, 1, 1), (1, 9, 1), (6, 4, 0), (6, 4, 3), (5, 3, 9)]
 
@@ -27,64 +39,15 @@ def layer(channels=10, dim=4, dtype=torch.float64):
     return [p.to(dtype).requires_grad_() for p in (*drawn, torch.tensor(0.7))]
 
 
-@pytest.mark.parametrize(("height", "width", "cutoff"), GRIDS)
-def test_split_is_the_fourier_mask(height, width, cutoff):
-    x = grid(height, width)
-    for ours, theirs in zip(spectral_split(x, cutoff), spectral_split_fft(x, cutoff), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("split", [spectral_split, spectral_split_fft])
-def test_split_of_single_waves(split):
-    """Known answers, also for the oracle: at the cutoff the half-open band keeps one of two conjugate terms."""
-    column = torch.arange(12, dtype=torch.float64)
-    for frequency, kept in [(0, 1.0), (2, 1.0), (3, 0.5), (4, 0.0)]:
-        wave = torch.cos(2 * math.pi * frequency * column / 12).expand(1, 8, 12)[..., None]
-        low, high = split(wave, 3)
-        torch.testing.assert_close(low, kept * wave, rtol=0, atol=1e-14)
-        torch.testing.assert_close(low + high, wave, rtol=0, atol=1e-14)
-
-
-def test_split_at_the_ends():
-    x = grid(6, 5)
-    low, high = spectral_split(x, 0)
-    assert torch.equal(low, torch.zeros_like(x))
-    assert torch.equal(high, x)
-    low, _ = spectral_split(x, 6)
-    torch.testing.assert_close(low, x)
-
-
-def test_split_gradient():
-    x = grid(5, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: spectral_split(x, 1), x)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_split_precision(dtype, autocast):
-    """At most twice the error that torch's own transform makes in the dtype, and no less exact under autocast."""
-    exact = spectral_split_fft(grid(17, 32, 8), 4)
-    x = grid(17, 32, 8).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        ours, theirs = spectral_split(x, 4), spectral_split_fft(x, 4)
-    for a, b, true in zip(ours, theirs, exact, strict=True):
-        assert a.dtype == dtype
-        assert (a - true).abs().max() <= 2 * (b - true).abs().max()
-
-
-@pytest.mark.parametrize("x", [torch.zeros(2, 4, 3), torch.zeros(1, 4, 4, 1, dtype=torch.int64)])
-def test_split_refuses(x):
-    with pytest.raises(ValueError, match="real"):
-        spectral_split(x, 1)
-    with pytest.raises(ValueError, match="negative"):
-        spectral_split(torch.zeros(1, 4, 4, 1), -1)
+def on_device(*args):
+    return [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in args]
 
 
 @pytest.mark.parametrize(("height", "width", "cutoff"), GRIDS)
 def test_mixture_is_its_equations(height, width, cutoff):
     x, parameters = grid(height, width, 10).requires_grad_(), layer()
     ours = bottleneck_mixture(x, *parameters, cutoff)
-    theirs = bottleneck_mixture_reference(x, *parameters, cutoff)
+    theirs = bottleneck_mixture_direct(x, *parameters, cutoff)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     cotangent = grid(height, width, 10) + 1
     for a, b in zip(
@@ -113,9 +76,9 @@ def test_mixture_precision(dtype):
         y = form(x, *parameters, 2)
         return [y, *torch.autograd.grad(y, [x, *parameters], grid(16, 9, 64).flip(0).to(dtype))]
 
-    exact = run(bottleneck_mixture_reference, torch.float64)
+    exact = run(bottleneck_mixture_direct, torch.float64)
     for ours, theirs, true in zip(
-        run(bottleneck_mixture, dtype), run(bottleneck_mixture_reference, dtype), exact, strict=True
+        run(bottleneck_mixture, dtype), run(bottleneck_mixture_direct, dtype), exact, strict=True
     ):
         assert ours.dtype == dtype
         # a single number (the scale's gradient) may be exact by luck: a few roundings are always allowed to it
@@ -182,10 +145,85 @@ def test_first_use_without_data_spoils_no_later_one():
         assert bottleneck_mixture(*fake, 1).shape == x.shape
     meta = [t.detach().to("meta") for t in (x, *parameters)]
     assert bottleneck_mixture(*meta, 1).shape == x.shape
-    torch.testing.assert_close(bottleneck_mixture(x, *parameters, 1), bottleneck_mixture_reference(x, *parameters, 1))
+    torch.testing.assert_close(bottleneck_mixture(x, *parameters, 1), bottleneck_mixture_direct(x, *parameters, 1))
 
 
 def test_functions_are_plain_values():
     for function in (spectral_split, bottleneck_mixture):
         assert copy.deepcopy(function) is function
         assert pickle.loads(pickle.dumps(function)) is function
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_precision(dtype):
+    args = on_device(grid(5, 6, 10), *layer(), 2)
+    assert_as_exact_as_torch(module._triton, bottleneck_mixture_reference, args, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "dim", "cutoff"), [(1, 1, 3, 1, 1), (1, 9, 130, 5, 0), (5, 4, 4, 17, 8)]
+)
+def test_kernels_on_odd_sizes(height, width, channels, dim, cutoff):
+    """One cell, everything filtered out, more channels than a tile, bottlenecks wider than a block, all waves kept."""
+    args = on_device(grid(height, width, channels), *layer(channels, dim), cutoff)
+    for dtype in (torch.float32, torch.float16):
+        assert_as_exact_as_torch(module._triton, bottleneck_mixture_reference, args, dtype)
+
+
+@needs_triton
+def test_kernels_on_views_and_empty_batches():
+    """A grid cut out of tokens with a prefix is read in place."""
+
+    def cut(run):
+        return lambda x, *rest: run(x[:, 2:].unflatten(1, (5, 4)), *rest)
+
+    tokens, *parameters = on_device(grid(1, 22, 10).squeeze(1), *layer())
+    args = tokens, *parameters, 1
+    assert_as_exact_as_torch(cut(module._triton), cut(bottleneck_mixture_reference), args, torch.float16)
+    x, *parameters = (t.float().detach().requires_grad_() for t in (tokens[:0].unflatten(1, (11, 2)), *parameters))
+    y = module._triton(x, *parameters, 1)
+    assert y.shape == x.shape
+    assert all(not g.any() for g in torch.autograd.grad(y.sum(), [x, *parameters]))
+
+
+@needs_triton
+def test_kernels_under_autocast():
+    """Products run in bfloat16, the stream of tokens does not; gradients come in the parameters' dtype."""
+    x, *parameters = on_device(grid(4, 5, 10, torch.float32), *layer(dtype=torch.float32))
+    run = []
+    for form in (module._triton, bottleneck_mixture_reference):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            y = form(x, *parameters, 1)
+        run.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    for ours, theirs in zip(*run, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+@needs_triton
+def test_operators_are_what_torch_expects():
+    x, down, bias, up, up_bias, scale = on_device(grid(2, 3, 4, torch.float32, 1), *layer(4, 1, torch.float32))
+    weights = torch.cat((up, up_bias)).detach().requires_grad_()
+    torch.library.opcheck(module._forward, (x.requires_grad_(), down, bias, weights, scale, 1))
+
+
+@needs_triton
+def test_the_environment_chooses(monkeypatch):
+    x, *parameters = on_device(grid(5, 6, 10, torch.float32), *layer(dtype=torch.float32))
+    monkeypatch.setenv("VFMADAPT_KERNELS", "triton")
+    ours = bottleneck_mixture(x, *parameters, 2)
+    monkeypatch.setenv("VFMADAPT_KERNELS", "reference")
+    torch.testing.assert_close(ours, bottleneck_mixture(x, *parameters, 2), rtol=0, atol=1e-5)
+
+
+def test_what_kernels_refuse():
+    x, parameters = grid(2, 2, 4, torch.float32), layer(4, 257, torch.float32)
+    assert "256 channels, not 257" in module._triton_reason(x, *parameters, 1)
+    small = layer(4, 1, torch.float32)
+    assert "32 waves" in module._triton_reason(grid(50, 2, 4, torch.float32), *small, 20)
+    assert "float64" in module._triton_reason(x.double(), *layer(4, 1), 1)
+    assert "float32" in module._triton_reason(x.half(), *small, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module._triton_reason(x, *small, 1) == ""
