@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PromptedMasks, PromptHead, UserError
+from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PointGrid, PromptedMasks, PromptHead, UserError
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
@@ -38,6 +38,9 @@ class SamHead(PromptHead):
         masks: alternatives for a prompt that means several things (published: 3).
         draw: show points and boxes in the mask prompt, too. Trained from scratch, the decoder needs many thousand steps
             to learn what their codes mean for a pixel (SAM had 90,000); drawn, it starts from the box.
+        points: per side of an image, to ask for all objects; this and the next two as `PointGrid` has them.
+        quality: least IoU that the model must then expect of a mask.
+        stability: least IoU of such a mask drawn wider with the same drawn tighter.
         weights: a checkpoint of SAM, the file that backbone.weights names; None: random.
         frozen: parts that are not trained, of neck, prompt_encoder, mask_decoder.
 
@@ -56,6 +59,9 @@ class SamHead(PromptHead):
         heads: int = 8,
         masks: int = 3,
         draw: bool = False,
+        points: int = 32,
+        quality: float = 0.88,
+        stability: float = 0.95,
         weights: str | None = None,
         frozen: Sequence[str] = (),
     ) -> None:
@@ -64,6 +70,7 @@ class SamHead(PromptHead):
             raise UserError(f"head.frozen={[*frozen]}: no part is named {unknown[0]}; there are {', '.join(PARTS)}")
         if masks < 2:
             raise UserError(f"head.masks={masks}: give at least 2 (published: 3)")
+        self.grid = PointGrid(points, quality, stability)
         layer = deepest_fine_layer(spec, layers)
         self.layers, self.stride, self.draw = (layer,), spec.strides[layer], draw
         self.neck = make_neck(spec.dims[layer], width)

@@ -42,7 +42,7 @@ def write_prompt_previews(
 @torch.inference_mode()
 def _pictures(task: "PromptableTask", sample: Sample) -> list[tuple[str, NDArray[np.uint8]]]:
     device, at = next(task.model.parameters()).device, (..., slice(task.window), slice(task.window))
-    image, valid, mask = (sample[key][at][None].to(device) for key in ("image", "valid", "mask"))
+    image, valid, mask = (part[at][None].to(device) for part in (sample["image"], sample["valid"], sample["mask"]))
     counted = mask != task.model.spec.ignore_index
     picture = quicklook(sample["image"][at].numpy(), sample["valid"][at].numpy(), sample["bands"])
     marked = picture.copy()
