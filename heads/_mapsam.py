@@ -30,6 +30,37 @@ def make_generator(width: int, classes: int) -> nn.Sequential:
     )
 
 
+class Detail(nn.Module):
+    """What HQ-SAM adds to the features that masks are made of: an early block's, and convolutions over both.
+
+    Ke et al. 2023, "Segment Anything in High Quality", https://arxiv.org/abs/2306.01567, §3.2.
+
+    Args:
+        channels: of the early block.
+        width: of the image embedding; masks are made of an eighth of it.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.read = nn.Sequential(
+            nn.ConvTranspose2d(channels, width, 2, stride=2),
+            LayerNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width // 8, 2, stride=2),
+        )
+        self.fuse = nn.Sequential(
+            nn.Conv2d(width // 8, width // 8, 3, padding=1),
+            LayerNorm2d(width // 8),
+            nn.GELU(),
+            nn.Conv2d(width // 8, width // 8, 3, padding=1),
+        )
+
+    def forward(self, upscaled: Tensor, early: Tensor) -> Tensor:
+        """Mask features (B, width / 8, 4 h, 4 w) and the early block's grid (B, channels, h, w) -> mask features."""
+        fused: Tensor = self.fuse(upscaled + self.read(early))
+        return fused
+
+
 def margin(scores: Tensor) -> Tensor:
     """By how much each class (B, K, ...) exceeds the best other one; the scores themselves where K = 1.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, Features, Head, UserError
-from vfmadapt.heads._mapsam import attended_cells, make_generator, mean_where, select_points, two_way
+from vfmadapt.heads._mapsam import Detail, attended_cells, make_generator, mean_where, select_points, two_way
 from vfmadapt.heads._resize import resolve_layers, to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
@@ -63,6 +63,8 @@ class MapSamHead(Head):
             makes masks of them stay random. None: all is.
         train_neck: as published False, which needs weights.
         published: mask the attention as the release does.
+        detail: let the masks see the first of `layers`, too, as HQ-SAM's do (see `Detail`): lines of a few pixels
+            are lost in later ones.
 
     Raises:
         UserError: sizes that do not divide one another, blocks that differ, or weights that do not fit.
@@ -80,6 +82,7 @@ class MapSamHead(Head):
         weights: str | None = None,
         train_neck: bool = True,
         published: bool = False,
+        detail: bool = False,
     ) -> None:
         super().__init__()
         self.layers, self.published = _choose_layers(spec, layers), published
@@ -88,6 +91,7 @@ class MapSamHead(Head):
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, num_classes - 1)
         self.generators = nn.ModuleList(make_generator(width, num_classes) for _ in self.layers)
+        self.detail = Detail(spec.dims[self.layers[0]], width) if detail else None
         if weights is not None:
             load_official(self, weights, fresh=_FRESH)
         self.neck.requires_grad_(train_neck)
@@ -106,11 +110,14 @@ class MapSamHead(Head):
         coarse = torch.stack(found).mean(0)
         cells = (coarse.shape[2], coarse.shape[3])
         wide = to_image(coarse, cells, self.stride, size)
-        masks = self._decode(states[-1], coarse.detach(), wide.detach())
+        masks = self._decode(states[-1], coarse.detach(), wide.detach(), features.grids[0])
         return to_image(masks, cells, self.stride, size), wide
 
-    def _decode(self, embedding: Tensor, coarse: Tensor, wide: Tensor) -> Tensor:
-        """Image embedding (B, C, h, w), coarse logits (B, K, h, w) and (B, K, H, W) -> masks (B, K, 4 h, 4 w)."""
+    def _decode(self, embedding: Tensor, coarse: Tensor, wide: Tensor, early: Tensor) -> Tensor:
+        """Image embedding (B, C, h, w), coarse logits (B, K, h, w) and (B, K, H, W) -> masks (B, K, 4 h, 4 w).
+
+        `early`: the first block's grid.
+        """
         decoder, (batch, classes, *grid) = self.mask_decoder, coarse.shape
         points, labels = select_points(wide)
         padded = (grid[0] * self.stride, grid[1] * self.stride)
@@ -130,6 +137,8 @@ class MapSamHead(Head):
             published=self.published,
         )
         upscaled = decoder.output_upscaling(image.mT.unflatten(-1, grid))
+        if self.detail is not None:
+            upscaled = self.detail(upscaled, early)
         each = zip(decoder.output_hypernetworks_mlps, tokens[:, 1 : 1 + classes].unbind(1), strict=True)
         return torch.einsum("bkc,bchw->bkhw", torch.stack([make(token) for make, token in each], dim=1), upscaled)
 

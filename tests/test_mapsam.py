@@ -8,9 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from vfmadapt import params
 from vfmadapt.adapters.mapsam_dora import ColumnDora, MapSamDora
-from vfmadapt.build import compose
 from vfmadapt.contracts import ClassSpec, DataSpec, Features, UserError
 from vfmadapt.heads._mapsam import attended_cells, margin, mean_where, select_points, two_way
 from vfmadapt.heads._sam import make_mask_decoder
@@ -36,11 +34,11 @@ def make_features(head: MapSamHead, cells: tuple[int, int] = (3, 5), batch: int 
 
 
 def test_published_counts() -> None:
-    overrides = ["backbone=samvit_base", "adapter=mapsam_dora", "head=mapsam", "head.train_neck=false", "classes=1"]
-    model = params.build(compose("params", overrides))
+    spec = vit_spec(768, 12)  # as far as they go, ViT-B's
+    with torch.device("meta"):
+        adapter, head = MapSamDora(spec), MapSamHead(spec, num_classes=1, train_neck=False)
     parts = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in [("adapter", model.backbone.adapters), *model.head.named_children()]
+        name: sum(p.numel() for p in part.parameters()) for name, part in [("adapter", adapter), *head.named_children()]
     }
     del parts["neck"]  # SAM's own, frozen
     assert parts == {
@@ -50,8 +48,8 @@ def test_published_counts() -> None:
         "generators": 4 * 17_665,
     }
     assert sum(parts.values()) == 3_880_145
-    assert sum(p.numel() for p in model.head.parameters() if p.requires_grad) == 3_577_220
-    assert model.head.layers == (0, 4, 8, 11)
+    assert sum(p.numel() for p in head.parameters() if p.requires_grad) == 3_577_220
+    assert head.layers == (0, 4, 8, 11)
 
 
 def test_column_lengths_are_the_trained_ones() -> None:
@@ -158,6 +156,17 @@ def test_the_generator_learns_from_the_coarse_logits_alone() -> None:
     assert all(p.grad is None for p in head.generators.parameters())
     coarse.square().mean().backward()
     assert all(p.grad.any() for p in head.generators.parameters())
+
+
+@pytest.mark.parametrize("detail", [False, True])
+def test_masks_see_the_first_block_for_detail(detail: bool) -> None:
+    head = make_head(detail=detail)
+    features = make_features(head)
+    for grid in features.grids:
+        grid.requires_grad_()
+    head(features, (43, 75)).square().mean().backward()
+    assert features.grids[-1].grad.any()
+    assert (features.grids[0].grad is not None and features.grids[0].grad.any()) == detail
 
 
 def test_learns_to_tell_classes_apart() -> None:
