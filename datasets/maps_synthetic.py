@@ -9,17 +9,14 @@ Training and validation sheets have one of four styles; test sheets have a fifth
 is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the samples have none.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from vfmadapt.contracts import ClassSpec, DataSpec, Sample, UserError
+from vfmadapt.contracts import ClassSpec, DataSpec, UserError
 from vfmadapt.datasets._maps_files import MapJob, write_tile
 from vfmadapt.datasets._maps_plates import NAMES
 from vfmadapt.datasets._maps_sheet import VERSION, Sheet, render_sheet
 from vfmadapt.datasets._maps_styles import STYLES, TEST_STYLE, TRAIN_STYLES
+from vfmadapt.datasets._png_tiles import PngTiles
 from vfmadapt.datasets._tiles import SPLITS, write_missing
 
 __all__ = ["CLASSES", "STYLES", "TEST_STYLE", "TRAIN_STYLES", "VERSION", "MapsSynthetic", "Sheet", "render_sheet"]
@@ -39,36 +36,6 @@ CLASSES = tuple(ClassSpec(name, colour, line=name in _LINES) for name, colour in
 # (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199, that is, over all training
 # styles; frozen with VERSION 1.
 _MEAN, _STD = (0.682, 0.650, 0.571), (0.240, 0.240, 0.237)
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """One split: index -> Sample."""
-
-    job: MapJob
-    name: str
-    bands: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return self.job.counts[self.name]
-
-    def __getitem__(self, index: int) -> Sample:
-        from PIL import Image
-
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        path = self.job.image(self.name, index)
-        if not path.exists():
-            raise UserError(f"{path} is not there: call prepare() of the data source first")
-        pixels = np.asarray(Image.open(path), dtype=np.float32) / np.float32(255)
-        labels = np.asarray(Image.open(self.job.label(self.name, index)), dtype=np.int64)
-        return Sample(
-            image=torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
-            mask=torch.from_numpy(labels),
-            valid=torch.ones(labels.shape, dtype=torch.bool),
-            id=f"{self.name}/{index:05d}",
-            bands=self.bands,
-        )
 
 
 class MapsSynthetic:
@@ -124,7 +91,7 @@ class MapsSynthetic:
         """Render the tiles that are missing; does nothing where all are there."""
         write_missing(self._job, write_tile, self._workers)
 
-    def split(self, name: str) -> _Tiles:
+    def split(self, name: str) -> PngTiles:
         """The tiles of "train", "val" or "test".
 
         Raises:
@@ -132,4 +99,4 @@ class MapsSynthetic:
         """
         if name not in SPLITS:
             raise UserError(f"maps_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return _Tiles(self._job, name, self._spec.bands)
+        return PngTiles(self._job, name, self._spec.bands)
