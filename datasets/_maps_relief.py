@@ -46,7 +46,8 @@ def draw_contours(plates: Plates) -> None:
 def draw_hachures(plates: Plates) -> None:
     """Strokes down the steeper slopes, the thicker the steeper."""
     rng = plates.rng
-    slope = np.stack(np.gradient(blur(plates.height, 4))[::-1], axis=-1)
+    down, across = np.gradient(blur(plates.height, 4))
+    slope = np.stack([across, down], axis=-1)
     steep = np.hypot(slope[..., 0], slope[..., 1])
     places = lattice(rng, plates.size, float(rng.uniform(3.5, 5)), float(rng.uniform(6, 9)), 0.0, 0.8)
     x, y = np.clip(places.astype(int), 0, np.asarray(plates.size[::-1]) - 1).T

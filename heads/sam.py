@@ -5,10 +5,12 @@ Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PointGrid, PromptedMasks, PromptHead, UserError
-from vfmadapt.heads._resize import to_image
+from vfmadapt.heads._resize import resolve_layers, to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
     draw_prompts,
@@ -31,7 +33,9 @@ class SamHead(PromptHead):
     Args:
         spec: the backbone's.
         num_classes: not used, the masks have no class.
-        layers: the one block to read, by default the last with at most 16 pixels per cell.
+        layers: the blocks to read, with cells of one size; by default the last with at most 16 pixels per cell, as
+            published. An early one beside it knows outlines that the last has forgotten (the idea of SAM-HQ, Ke et al.
+            2023, https://arxiv.org/abs/2306.01567, whose fusion is another).
         width: channels of embeddings and tokens (published: 256).
         mlp_width: inner width of the decoder's MLPs (published: 2048).
         heads: of its attention (published: 8).
@@ -71,9 +75,14 @@ class SamHead(PromptHead):
         if masks < 2:
             raise UserError(f"head.masks={masks}: give at least 2 (published: 3)")
         self.grid = PointGrid(points, quality, stability)
-        layer = deepest_fine_layer(spec, layers)
-        self.layers, self.stride, self.draw = (layer,), spec.strides[layer], draw
-        self.neck = make_neck(spec.dims[layer], width)
+        self.layers = (deepest_fine_layer(spec, None),) if layers is None else resolve_layers(spec, tuple(layers))
+        strides = [spec.strides[i] for i in self.layers]
+        if len({*strides}) > 1:
+            raise UserError(
+                f"head.layers={[*self.layers]}: their cells have {strides} pixels; give blocks with equal ones"
+            )
+        self.stride, self.draw = strides[0], draw
+        self.neck = make_neck(sum(spec.dims[i] for i in self.layers), width)
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
         if weights is not None:
@@ -82,8 +91,11 @@ class SamHead(PromptHead):
             self.get_submodule(part).requires_grad_(False)
 
     def embed(self, features: Features) -> Tensor:
-        """Features of the one layer -> image embedding (B, width, h, w)."""
-        embedding: Tensor = self.neck(features.grids[0])
+        """Features of the layers -> image embedding (B, width, h, w)."""
+        grids = features.grids
+        if len(grids) > 1:  # later blocks have far larger values
+            grids = tuple(F.layer_norm(g.movedim(1, -1), g.shape[1:2]).movedim(-1, 1) for g in grids)
+        embedding: Tensor = self.neck(torch.cat(grids, 1))
         return embedding
 
     def decode(self, embedding: Tensor, prompts: MaskPrompts, size: tuple[int, int], *, several: bool) -> PromptedMasks:

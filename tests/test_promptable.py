@@ -203,6 +203,8 @@ def build_like(model):
         ({"boxes": [9, 9, 3, 12]}, "is empty"),
         ({"boxes": [1, 1, 5, 41]}, "outside"),
         ({"boxes": [1, 1, 5, float("inf")]}, "boxes: a value is NaN or infinite"),
+        ({"boxes": [1, 1, float("nan"), 5]}, "boxes: a value is NaN or infinite"),
+        ({"boxes": [1, 1, 5, 5], "masks": np.full((20, 28), np.nan)}, "masks: a value is NaN or infinite"),
         ({"boxes": np.zeros((0, 4))}, "at least one"),
         ({"boxes": [[1, 1, 5, 5]], "points": [[[1, 1]], [[2, 2]]]}, "points of 2, boxes of 1 objects"),
         ({"boxes": [1, 1, 5, 5], "masks": np.zeros((1, 3, 3))}, "masks: the shape"),

@@ -64,6 +64,26 @@ def official_sam(size=64) -> Sam:
     return Sam(encoder, prompts, decoder, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3).eval()
 
 
+def test_an_early_block_beside_the_last_one():
+    """Both count, whatever the size of their values; blocks with cells of other sizes do not go together."""
+    head = make_head(layers=(0, -1))
+    assert head.layers == (0, 1)
+    last = make_features()
+    early = last.grids[0].flip(-1)
+
+    def answer(first, second):
+        features = Features((first, second), last.prefix * 2, (0, 1), (8, 8))
+        with torch.no_grad():
+            return head.decode(head.embed(features), some_prompts(), (30, 48), several=False).logits
+
+    both = answer(early, last.grids[0])
+    torch.testing.assert_close(answer(early, 50 * last.grids[0]), both, atol=1e-4, rtol=1e-3)
+    for other in (answer(early.flip(-2), last.grids[0]), answer(early, last.grids[0].flip(-2))):
+        assert (other - both).abs().max() > 0.01
+    with pytest.raises(UserError, match=r"head.layers=\[0, 1\]: their cells have \[4, 8\] pixels"):
+        SamHead(replace(make_spec(), strides=(4, 8)), num_classes=1, layers=(0, 1), **SMALL)
+
+
 def test_official_weights_answer_as_segment_anythings_predictor(tmp_path):
     sam = official_sam()
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
