@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vfmadapt.datasets._aerial_canvas import Points, rectangle, turned
+from vfmadapt.datasets._aerial_canvas import Points, floats, rectangle, turned
 from vfmadapt.datasets._aerial_plan import Block
 from vfmadapt.datasets._aerial_regions import material
 from vfmadapt.datasets._aerial_site import Site, Solids
@@ -46,7 +46,7 @@ def houses(site: Site) -> Solids:
 
 def _wing(rng: np.random.Generator, house: Building) -> Building:
     """A lower part across a house."""
-    shift = turned(np.float32([rng.uniform(-0.25, 0.25) * house.length, 0]), house.angle)
+    shift = turned(floats([rng.uniform(-0.25, 0.25) * house.length, 0]), house.angle)
     return replace(
         house,
         centre=house.centre + shift,
@@ -161,10 +161,10 @@ def _stalls(site: Site, left: float, top: float, length: float) -> None:
     canvas.paint(site.ground(Block(left, top, left + length, top + 5)), site.of("roads"), patchy=0.06)
     taken = rng.uniform(0.2, 0.95)
     for u in np.arange(left, left + length - 2.5, 2.6):
-        middle = np.float32([u + 1.3, top + 2.5])
+        middle = floats([u + 1.3, top + 2.5])
         if not canvas.shows(place := site.plan.place(middle), 12):
             continue
-        line = rectangle(np.float32([0, 0]), 4.8, 0.15, np.pi / 2) + np.float32([u, top + 2.5])
-        canvas.paint([site.plan.place(line)], np.float32([0.5, 0.5, 0.48]), fine=0.2)
+        line = rectangle(floats([0, 0]), 4.8, 0.15, np.pi / 2) + floats([u, top + 2.5])
+        canvas.paint([site.plan.place(line)], floats([0.5, 0.5, 0.48]), fine=0.2)
         if rng.random() < taken:
             draw_car(canvas, place, site.plan.heading(middle, np.pi / 2))

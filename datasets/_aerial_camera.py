@@ -69,7 +69,8 @@ def photograph(rng: np.random.Generator, camera: Camera, light: Field) -> NDArra
         )
     )  # fmt: skip
     seen = light + np.float32(haze) * _VEIL
-    seen = seen * np.exp(np.float32([warmth / 2, 0, -warmth / 2]))[:, None, None]
+    gains = np.exp(np.array([warmth / 2, 0, -warmth / 2], dtype=np.float32))
+    seen = seen * gains[:, None, None]
     exposure = bright**gamma / max(proc.quantile(seen.mean(0), 0.9), 1e-3)
     graded = np.clip(seen * np.float32(exposure), 0, None) ** np.float32(1 / gamma)
     grey = np.tensordot(_GREY, graded, 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vfmadapt.datasets import _procedural as proc
 from vfmadapt.datasets._clouds_surface import Sun
@@ -60,20 +60,20 @@ class Canvas:
     def window(self, polygons: Sequence[Points]) -> Window | None:
         """Where polygons lie; None where that is outside the tile."""
         height, width = self.size
-        pixels = [p / np.float32(self.pixel) + np.float32([width / 2, height / 2]) for p in polygons]
+        pixels = [p / np.float32(self.pixel) + floats([width / 2, height / 2]) for p in polygons]
         every = np.concatenate(pixels)
         left, top = (max(int(v) - 1, 0) for v in every.min(0))
         right, bottom = (min(int(v) + 2, end) for v, end in zip(every.max(0), (width, height), strict=True))
         if right <= left or bottom <= top:
             return None
-        corner = np.float32([left, top])
+        corner = floats([left, top])
         cover = proc.draw_polygons((bottom - top, right - left), [p - corner for p in pixels])
         return Window((slice(top, bottom), slice(left, right)), cover)
 
     def shows(self, point: Points, margin: float) -> bool:
         """Whether a point lies on the tile or at most `margin` metres beside it."""
         height, width = self.size
-        return bool((np.abs(point) < np.float32([width, height]) / 2 * self.pixel + margin).all())
+        return bool((np.abs(point) < floats([width, height]) / 2 * self.pixel + margin).all())
 
     def where(self, window: Window) -> tuple[Field, Field]:
         """Coordinates of the pixels of a window: x (1, w) and y (h, 1)."""
@@ -131,7 +131,7 @@ class Canvas:
     def any_label(self, points: Points, label: int) -> bool:
         """Whether one of the points that lie on the tile carries the label."""
         height, width = self.size
-        place = np.floor(points / np.float32(self.pixel) + np.float32([width / 2, height / 2])).astype(int)
+        place = np.floor(points / np.float32(self.pixel) + floats([width / 2, height / 2])).astype(int)
         inside = place[((place >= 0) & (place < [width, height])).all(1)]
         return bool((self.labels[inside[:, 1], inside[:, 0]] == label).any())
 
@@ -139,6 +139,11 @@ class Canvas:
         """Colours (3, H, W) with shade."""
         shade = proc.blur(self.shade, 0.25 / self.pixel)  # the sun is a disc
         return np.asarray(self.colour * (1 - shade * (1 - _SKY[:, None, None])), dtype=np.float32)
+
+
+def floats(values: ArrayLike) -> Points:
+    """An array of single precision: a point, an outline, a colour."""
+    return np.asarray(values, dtype=np.float32)
 
 
 def swept(polygon: Points, offset: Points) -> list[Points]:
@@ -150,14 +155,14 @@ def swept(polygon: Points, offset: Points) -> list[Points]:
 
 def rectangle(centre: Points, length: float, width: float, angle: float) -> Points:
     """Corners of a rectangle whose length lies along `angle`."""
-    half = np.float32([[-length, -width], [length, -width], [length, width], [-length, width]]) / 2
-    return centre + turned(half, angle)
+    x, y = length / 2, width / 2
+    return floats(centre + turned(floats([[-x, -y], [x, -y], [x, y], [-x, y]]), angle))
 
 
 def turned(points: Points, angle: float) -> Points:
     """Points turned about the origin, from the x axis towards the y axis."""
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.asarray(points @ np.float32([[cos, sin], [-sin, cos]]), dtype=np.float32)
+    return np.asarray(points @ floats([[cos, sin], [-sin, cos]]), dtype=np.float32)
 
 
 def disc(centre: Points, radius: float, corners: int = 16) -> Points:

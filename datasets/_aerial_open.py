@@ -6,7 +6,7 @@ Each function paints a block's ground at once and gives back what stands on it.
 import numpy as np
 
 from vfmadapt.datasets import _procedural as proc
-from vfmadapt.datasets._aerial_canvas import AGRICULTURAL, BARREN, FOREST
+from vfmadapt.datasets._aerial_canvas import AGRICULTURAL, BARREN, FOREST, floats
 from vfmadapt.datasets._aerial_plan import Block
 from vfmadapt.datasets._aerial_site import Site, Solids
 from vfmadapt.datasets._aerial_streets import draw_pond, make_tree
@@ -17,10 +17,10 @@ def park(site: Site) -> Solids:
     rng, block, canvas = site.canvas.rng, site.block, site.canvas
     canvas.paint(site.ground(block), site.of("lawns"), fine=0.09, patchy=0.15)
     path = np.linspace(0, 1, 16)[:, None]
-    start, end = np.float32([block.left, block.top]), np.float32([block.right, block.bottom])
-    wave = np.float32([1, -1]) * np.sin(path * 6) * min(block.width, block.height) * 0.12
+    start, end = floats([block.left, block.top]), floats([block.right, block.bottom])
+    wave = floats([1, -1]) * np.sin(path * 6) * min(block.width, block.height) * 0.12
     line = start + (end - start) * path + wave
-    ribbon = np.concatenate([line + np.float32([1.0, -1.0]), (line - np.float32([1.0, -1.0]))[::-1]])
+    ribbon = np.concatenate([line + floats([1.0, -1.0]), (line - floats([1.0, -1.0]))[::-1]])
     canvas.paint([site.plan.place(ribbon.astype(np.float32))], site.of("soils"), patchy=0.05)
     if rng.random() < 0.35 and min(block.width, block.height) > 26:
         centre = site.place((block.left + block.right) / 2, (block.top + block.bottom) / 2)
@@ -37,7 +37,7 @@ def crops(site: Site) -> Solids:
         return []
     canvas.paint(site.ground(block), site.of("lawns"), fine=0.12, patchy=0.15)  # the balk
     x, y = canvas.where(window)
-    angle = site.plan.heading(np.float32([block.left, block.top]), rng.choice((0.0, np.pi / 2)))
+    angle = site.plan.heading(floats([block.left, block.top]), rng.choice((0.0, np.pi / 2)))
     across = y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle)) + canvas.patchy[window.at] * np.float32(0.3)
     rows = rng.uniform(0.02, 0.12) * np.sin(across * np.float32(2 * np.pi / rng.uniform(0.9, 4)))
     tracks = rng.uniform(0.0, 0.2) * (np.abs(np.mod(across, np.float32(rng.uniform(12, 24))) - 6) < 0.7)
@@ -70,10 +70,10 @@ def bare(site: Site) -> Solids:
         canvas.elevation,
     )  # fmt: skip
     texture = canvas.texture(window, 0.1, rng.uniform(0.1, 0.25)) * (0.5 + 0.5 * np.minimum(heaps[window.at], 1.8))
-    canvas.lay(window, site.of("soils", 0.15)[:, None, None] * texture, BARREN)
+    canvas.lay(window, site.of("soils", 0.15)[:, None, None] * floats(texture), BARREN)
     for _ in range(int(rng.integers(0, 4))):
-        ends = np.float32([[rng.uniform(block.left, block.right), rng.uniform(block.top, block.bottom)] for _ in "ab"])
-        across = np.float32([-(ends[1] - ends[0])[1], (ends[1] - ends[0])[0]])
+        ends = floats([[rng.uniform(block.left, block.right), rng.uniform(block.top, block.bottom)] for _ in "ab"])
+        across = floats([-(ends[1] - ends[0])[1], (ends[1] - ends[0])[0]])
         across *= np.float32(1.2 / max(float(np.hypot(*across)), 1.0))
         track = np.stack([ends[0] - across, ends[1] - across, ends[1] + across, ends[0] + across])
         canvas.paint([site.plan.place(track)], site.of("soils", 0.2), BARREN, fine=0.15)

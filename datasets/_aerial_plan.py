@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vfmadapt.datasets._aerial_canvas import Points, turned
+from vfmadapt.datasets._aerial_canvas import Points, floats, turned
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Street:
     def at(self, along: float, aside: float) -> Points:
         """(u, v) of a point so far along the street and so far to its side."""
         direction = (self.end - self.start) / np.float32(self.length)
-        side = np.float32([-direction[1], direction[0]])
+        side = floats([-direction[1], direction[0]])
         return np.asarray(self.start + direction * np.float32(along) + side * np.float32(aside))
 
     def band(self, start: float, end: float, left: float, right: float) -> Points:
@@ -101,7 +101,7 @@ class Plan:
 
     def heading(self, point: Points, along: float = 0.0) -> float:
         """Direction on the tile of the plan's direction `along` (radians from u) at a point."""
-        step = np.float32([np.cos(along), np.sin(along)])
+        step = floats([np.cos(along), np.sin(along)])
         change = self.place(point + step) - self.place(point - step)
         return float(np.arctan2(change[1], change[0]))
 
@@ -146,6 +146,6 @@ def _cut(rng: np.random.Generator, plan: Plan, part: Block, block: float, widths
             Block(part.left, part.top, part.right, middle - width / 2),
             Block(part.left, middle + width / 2, part.right, part.bottom),
         )
-    plan.streets.append(Street(np.float32(ends[0]), np.float32(ends[1]), width, level // 2))
+    plan.streets.append(Street(floats(ends[0]), floats(ends[1]), width, level // 2))
     for half in halves:
         _cut(rng, plan, half, block, widths, level + 1)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vfmadapt.datasets import _aerial_built as built
 from vfmadapt.datasets import _aerial_open as unbuilt
 from vfmadapt.datasets._aerial_camera import TEST_CAMERA, TRAIN_CAMERA, photograph
-from vfmadapt.datasets._aerial_canvas import NAMES, Canvas
+from vfmadapt.datasets._aerial_canvas import NAMES, Canvas, floats
 from vfmadapt.datasets._aerial_plan import Plan, draw_plan
 from vfmadapt.datasets._aerial_regions import TEST_REGION, TRAIN_REGIONS, Region, material
 from vfmadapt.datasets._aerial_site import Site, Solids
@@ -91,7 +91,7 @@ def render_scene(seed: int, *, size: Size = (256, 256), test: bool = False) -> A
     pixel = float(np.exp(rng.uniform(np.log(0.35), np.log(0.9))))  # metres, as in collections from many sources
     sun = Sun(rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(36, 70)))
     tilt, towards = rng.uniform(0, 0.25), rng.uniform(0, 2 * np.pi)
-    lean = np.float32([tilt * np.cos(towards), tilt * np.sin(towards)])
+    lean = floats([tilt * np.cos(towards), tilt * np.sin(towards)])
     canvas = Canvas(rng, size, pixel, sun, lean)
     shares = np.asarray([s.share for s in _SETTINGS])
     setting = _SETTINGS[rng.choice(len(_SETTINGS), p=shares / shares.sum())]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vfmadapt.datasets._aerial_canvas import Canvas, Colour, Points
+from vfmadapt.datasets._aerial_canvas import Canvas, Colour, Points, floats
 from vfmadapt.datasets._aerial_plan import Block, Plan
 from vfmadapt.datasets._aerial_regions import Region, material
 from vfmadapt.datasets._aerial_solids import Building, Tree
@@ -24,7 +24,7 @@ class Site:
 
     def place(self, u: float, v: float) -> Points:
         """Where a point of the plan comes to lie."""
-        return self.plan.place(np.float32([u, v]))
+        return self.plan.place(floats([u, v]))
 
     def ground(self, block: Block) -> list[Points]:
         """Outline of a part of the plan, as it comes to lie."""
@@ -40,9 +40,9 @@ class Site:
         if min(block.width, block.height) <= 0:
             return []
         found = [
-            np.float32([u, v]) + rng.uniform(-0.4, 0.4, 2).astype(np.float32) * np.float32(apart)
-            for u in (block.left + block.right) / 2 + np.float32(rows_of(block.width, apart))
-            for v in (block.top + block.bottom) / 2 + np.float32(rows_of(block.height, apart))
+            floats([u, v]) + rng.uniform(-0.4, 0.4, 2).astype(np.float32) * np.float32(apart)
+            for u in (block.left + block.right) / 2 + floats(rows_of(block.width, apart))
+            for v in (block.top + block.bottom) / 2 + floats(rows_of(block.height, apart))
         ]
         return found
 
@@ -62,7 +62,7 @@ class Site:
             centre=self.place(u, v),
             length=size[0],
             width=size[1],
-            angle=self.plan.heading(np.float32([u, v]), along),
+            angle=self.plan.heading(floats([u, v]), along),
             height=height,
             roof=roof,
             pitch=float(np.deg2rad(rng.uniform(18, 45))),

@@ -6,16 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vfmadapt.datasets import _procedural as proc
-from vfmadapt.datasets._aerial_canvas import (
-    BUILDING,
-    WATER,
-    Canvas,
-    Colour,
-    Points,
-    rectangle,
-    swept,
-    turned,
-)
+from vfmadapt.datasets._aerial_canvas import BUILDING, WATER, Canvas, Colour, Points, floats, rectangle, swept, turned
 
 _CARS: Sequence[tuple[float, float, float]] = (
     (0.60, 0.60, 0.60),
@@ -147,21 +138,21 @@ def _roof_plane(canvas: Canvas, building: Building, polygon: Points, light: floa
         lines = np.ones_like(along)
     else:
         lines = 1 + 0.05 * np.sin(across * np.float32(2 * np.pi / 1.1))  # rows of tiles, as far as pixels show them
-    texture = canvas.texture(window, 0.05, 0.06) * lines * np.float32(light)
+    texture = floats(canvas.texture(window, 0.05, 0.06) * lines * light)
     canvas.lay(window, building.colour[:, None, None] * texture, BUILDING, raised=True)
 
 
 def _chimneys(canvas: Canvas, building: Building, top: Points) -> None:
     rng, middle = canvas.rng, top.mean(0)
     for _ in range(int(rng.integers(0, 3))):
-        place = turned(np.float32([rng.uniform(-0.3, 0.3) * building.length, rng.normal(0, 0.8)]), building.angle)
+        place = turned(floats([rng.uniform(-0.3, 0.3) * building.length, rng.normal(0, 0.8)]), building.angle)
         stack = rectangle(middle + place, 0.9, 0.9, building.angle)
         canvas.cast(stack, 1.6)
         canvas.paint([stack], building.wall * np.float32(0.7), raised=True)
     if rng.random() < 0.12:  # solar panels
-        place = turned(np.float32([0.0, building.width * rng.choice([-0.25, 0.25])]), building.angle)
+        place = turned(floats([0.0, building.width * rng.choice([-0.25, 0.25])]), building.angle)
         panels = rectangle(middle + place, building.length * 0.5, building.width * 0.3, building.angle)
-        canvas.paint([panels], np.float32([0.035, 0.045, 0.08]), fine=0.02)
+        canvas.paint([panels], floats([0.035, 0.045, 0.08]), fine=0.02)
 
 
 def _rim(canvas: Canvas, top: Points) -> None:
@@ -180,13 +171,13 @@ def _boxes(canvas: Canvas, building: Building, lean: Points) -> None:
     rng = canvas.rng
     skylights = building.roof == "ribbed" and rng.random() < 0.5
     for _ in range(int(min(rng.poisson(building.length * building.width / 130), 14))):
-        place = np.float32([rng.uniform(-0.4, 0.4) * building.length, rng.uniform(-0.4, 0.4) * building.width])
+        place = floats([rng.uniform(-0.4, 0.4) * building.length, rng.uniform(-0.4, 0.4) * building.width])
         centre = building.centre + lean + turned(place, building.angle)
         long, wide = (5.0, 1.2) if skylights else rng.uniform(0.8, 3.2, 2)
         box = rectangle(centre, float(long), float(wide), building.angle)
         if not skylights:
             canvas.cast(box, float(rng.uniform(0.6, 2.2)))
-        colour = np.float32([0.42, 0.45, 0.47]) * np.float32(rng.uniform(0.5, 1.2))
+        colour = floats([0.42, 0.45, 0.47]) * np.float32(rng.uniform(0.5, 1.2))
         canvas.paint([box], colour, raised=True)
 
 
@@ -216,8 +207,8 @@ def draw_car(canvas: Canvas, centre: Points, angle: float, *, lorry: bool = Fals
     length, width, height = (rng.uniform(7, 12), 2.5, 3.2) if lorry else (rng.uniform(3.9, 4.9), 1.85, 1.5)
     body = rectangle(centre, length, width, angle)
     canvas.cast(body, height)
-    colour = np.float32(_CARS[rng.integers(2 if lorry else len(_CARS))])
+    colour = floats(_CARS[int(rng.integers(2 if lorry else len(_CARS)))])
     canvas.paint([body], colour * np.float32(rng.lognormal(0, 0.15)), fine=0.02, raised=True)
     for place, long in ((0.17, 0.14), (-0.3, 0.12)):
-        pane = rectangle(centre + turned(np.float32([place * length, 0]), angle), long * length, width * 0.8, angle)
+        pane = rectangle(centre + turned(floats([place * length, 0]), angle), long * length, width * 0.8, angle)
         canvas.paint([pane], _GLASS, fine=0.0)

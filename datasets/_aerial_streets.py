@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vfmadapt.datasets import _procedural as proc
-from vfmadapt.datasets._aerial_canvas import ROAD, WATER, Canvas, Colour, Points, Window, disc
+from vfmadapt.datasets._aerial_canvas import ROAD, WATER, Canvas, Colour, Points, Window, disc, floats
 from vfmadapt.datasets._aerial_plan import Plan, Street
 from vfmadapt.datasets._aerial_regions import Region, material
 from vfmadapt.datasets._aerial_solids import Tree, draw_car
@@ -67,7 +67,7 @@ def _strip(
 
 def _ruts(canvas: Canvas, plan: Plan, street: Street, colour: Colour) -> None:
     """The green strip between a track's wheel marks."""
-    green = colour * np.float32([0.7, 0.85, 0.7])
+    green = colour * floats([0.7, 0.85, 0.7])
     _strip(canvas, plan, street, (0, street.length), (-0.35, 0.35), green, None)
 
 
@@ -137,9 +137,9 @@ def draw_river(canvas: Canvas, colour: Colour, bank: Colour) -> None:
 
 def draw_pond(canvas: Canvas, centre: Points, radius: float, colour: Colour, bank: Colour) -> None:
     """A pond of irregular outline with its bank."""
-    angle = np.arctan2(*(disc(np.float32([0, 0]), 1, 48).T[::-1]))
+    angle = np.arctan2(*(disc(floats([0, 0]), 1, 48).T[::-1]))
     wobble = sum(canvas.rng.normal(0, 0.22 / k) * np.sin(k * angle + canvas.rng.uniform(0, 6.3)) for k in (2, 3, 4, 5))
-    unit = disc(np.float32([0, 0]), 1, 48) * np.float32(radius) * (1 + np.asarray(wobble))[:, None].astype(np.float32)
+    unit = disc(floats([0, 0]), 1, 48) * np.float32(radius) * (1 + np.asarray(wobble))[:, None].astype(np.float32)
     for scale, what, label in ((1 + 2.5 / radius, bank, None), (1.0, colour, WATER)):
         window = canvas.window([centre + unit * np.float32(scale)])
         if window is not None:
