@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vfmadapt.datasets import _procedural as proc
-from vfmadapt.datasets._aerial_canvas import ROAD, WATER, Canvas, Colour, Points, Window, disc, floats
+from vfmadapt.datasets._aerial_canvas import BACKGROUND, ROAD, WATER, Canvas, Colour, Points, Window, disc, floats
 from vfmadapt.datasets._aerial_plan import Plan, Street
 from vfmadapt.datasets._aerial_regions import Region, material
 from vfmadapt.datasets._aerial_solids import Tree, draw_car
@@ -34,7 +34,7 @@ def draw_streets(canvas: Canvas, plan: Plan, region: Region, *, paved: bool, par
     if paved:
         for street in streets:
             half = street.width / 2 + PAVEMENT
-            _strip(canvas, plan, street, (0, street.length), (-half, half), side, None)
+            _strip(canvas, plan, street, (0, street.length), (-half, half), side, BACKGROUND)
     for street in streets:
         sealed = paved or street.level == 0
         colour = tar * np.float32(rng.lognormal(0, 0.06)) if sealed else track

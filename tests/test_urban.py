@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import center_of_mass
+from scipy.ndimage import binary_dilation, center_of_mass
 
 from vfmadapt import check_data
 from vfmadapt.contracts import IGNORE_INDEX, DataSource, Samples, UserError
@@ -135,6 +135,8 @@ def test_lesser_streets_end_at_water() -> None:
     tile.labels[:] = WATER
     draw_streets(tile, plan, TRAIN_REGIONS[0], paved=True, parked=0.0)
     bridges = (tile.labels == ROAD).mean()
+    beside_a_bridge = binary_dilation(tile.labels == ROAD) & (tile.labels != ROAD)
+    assert (tile.labels[beside_a_bridge] == WATER).mean() < 0.2  # a pavement, which is neither water nor road
     dry = canvas()
     draw_streets(dry, plan, TRAIN_REGIONS[0], paved=True, parked=0.0)
     assert 0.02 < bridges < 0.8 * (dry.labels == ROAD).mean()
