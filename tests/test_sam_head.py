@@ -64,24 +64,32 @@ def official_sam(size=64) -> Sam:
     return Sam(encoder, prompts, decoder, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3).eval()
 
 
-def test_an_early_block_beside_the_last_one():
-    """Both count, whatever the size of their values; blocks with cells of other sizes do not go together."""
-    head = make_head(layers=(0, -1))
+def test_the_first_block_corrects_outlines():
+    head = make_head(outlines=True, draw=True)
     assert head.layers == (0, 1)
     last = make_features()
-    early = last.grids[0].flip(-1)
 
-    def answer(first, second):
-        features = Features((first, second), last.prefix * 2, (0, 1), (8, 8))
+    def answer(early, several=False):
+        features = Features((early, last.grids[0]), last.prefix * 2, (0, 1), (8, 8))
         with torch.no_grad():
-            return head.decode(head.embed(features), some_prompts(), (30, 48), several=False).logits
+            return head.decode(head.embed(features), some_prompts(), (30, 48), several=several).logits
 
-    both = answer(early, last.grids[0])
-    torch.testing.assert_close(answer(early, 50 * last.grids[0]), both, atol=1e-4, rtol=1e-3)
-    for other in (answer(early.flip(-2), last.grids[0]), answer(early, last.grids[0].flip(-2))):
-        assert (other - both).abs().max() > 0.01
-    with pytest.raises(UserError, match=r"head.layers=\[0, 1\]: their cells have \[4, 8\] pixels"):
-        SamHead(replace(make_spec(), strides=(4, 8)), num_classes=1, layers=(0, 1), **SMALL)
+    one, other = last.grids[0].flip(-1), last.grids[0].flip(-2)
+    assert answer(one, several=True).shape == (2, 3, 3, 30, 48)
+    changed = (answer(one) - answer(torch.cat([one[:1], other[1:]]))).abs().amax((1, 2, 3, 4))
+    assert changed[0] < 1e-5  # the other image's
+    assert changed[1] > 0.01
+    without = make_head(draw=True)
+    missing = without.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("outlines.")})
+    assert not missing.missing_keys
+    head.outlines.correct[-1].weight.data.zero_()
+    head.outlines.correct[-1].bias.data.zero_()
+    with torch.no_grad():
+        plain = without.decode(without.embed(last), some_prompts(), (30, 48), several=False).logits
+    torch.testing.assert_close(answer(one), plain)
+    for strides, layers in (((4, 8), None), ((8, 8), (0,))):
+        with pytest.raises(UserError, match="outlines=true: the cells of block 0"):
+            SamHead(replace(make_spec(), strides=strides), num_classes=1, layers=layers, outlines=True, **SMALL)
 
 
 def test_official_weights_answer_as_segment_anythings_predictor(tmp_path):
