@@ -30,6 +30,9 @@ class UScaling(Adapter):
     once, x + O softmax(Q x · K z) V z; nothing marks a cell's level, so a shift of the levels only changes what lies at
     the pyramid's ends.
 
+    On SAM it stands for UrbanSAM's learnable prompter: with `head=sam_decoder` nobody prompts, and what the pyramid
+    sees reaches the decoder through the trunk.
+
     The identity at the start: O is zero. Prefix tokens pass untouched. Memory grows linearly with the tokens.
 
     Args:

@@ -19,7 +19,7 @@ COLOURS = ((34, 102, 51), (240, 240, 240), (66, 165, 245), (251, 140, 0), (142, 
 
 
 def class_specs(classes: Sequence[str | Mapping[str, Any]] | None) -> tuple[ClassSpec, ...]:
-    """Names, or mappings with `name` and perhaps `colour`, -> classes; raises UserError where they are none."""
+    """Names, or mappings with `name` and perhaps `colour` and `line`, -> classes; UserError where they are none."""
     if not classes or isinstance(classes, str):
         raise UserError(
             f"data.classes={classes}: name them in the order of their labels, for instance data.classes=[other,water]"
@@ -28,11 +28,13 @@ def class_specs(classes: Sequence[str | Mapping[str, Any]] | None) -> tuple[Clas
     for i, entry in enumerate(classes):
         item = entry if isinstance(entry, Mapping) else {"name": entry}
         colour = tuple(item.get("colour") or COLOURS[i % len(COLOURS)])
-        if set(item) - {"name", "colour"} or "name" not in item:
+        if set(item) - {"name", "colour", "line"} or "name" not in item:
             raise UserError(f"data.classes: {entry} is no class; write a name, or {{name: water, colour: [0, 0, 255]}}")
         if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
             raise UserError(f"data.classes: {entry} has no colour of three whole numbers 0..255")
-        made.append(ClassSpec(str(item["name"]), (colour[0], colour[1], colour[2])))
+        if not isinstance(line := item.get("line", False), bool):
+            raise UserError(f"data.classes: {entry}: line is true or false")
+        made.append(ClassSpec(str(item["name"]), (colour[0], colour[1], colour[2]), line))
     if len({c.name for c in made}) < len(made) or not 2 <= len(made) <= IGNORE_INDEX:
         raise UserError(f"data.classes={[c.name for c in made]}: wanted are 2 to {IGNORE_INDEX} different names")
     return tuple(made)

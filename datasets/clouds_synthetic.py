@@ -5,7 +5,6 @@ a sensor of random stretch, cast and sharpness. Test scenes come from another ra
 training scene has.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import numpy as np
 import torch
 
 from vfmadapt.contracts import IGNORE_INDEX, ClassSpec, DataSpec, Sample, UserError
-from vfmadapt.datasets._clouds_files import COLOURS, SPLITS, Job, scene_of, write_missing, write_scene
+from vfmadapt.datasets._clouds_files import COLOURS, scene_of, write_scene, write_tile
 from vfmadapt.datasets._clouds_scene import VERSION, Scene, render_scene
 from vfmadapt.datasets._clouds_sensor import TEST_PRESET, TRAIN_PRESETS, Preset
 from vfmadapt.datasets._clouds_spectra import BANDS
+from vfmadapt.datasets._tiles import SPLITS, Job, write_missing
 
 __all__ = [
     "BANDS",
@@ -125,7 +125,7 @@ class CloudsSynthetic:
             raise UserError(f"clouds_synthetic: size={size} must be >= 32, seed={seed} and the numbers of tiles >= 0")
         counts = {"train": train, "val": val, "test": test}
         self._job = Job(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
-        self._workers = workers or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+        self._workers = workers
         self._spec = DataSpec(
             name=f"clouds_synthetic@{VERSION}",
             bands=tuple(bands),
@@ -146,7 +146,7 @@ class CloudsSynthetic:
 
     def prepare(self) -> None:
         """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, self._workers)
+        write_missing(self._job, write_tile, self._workers)
 
     def split(self, name: str) -> _Tiles:
         """The tiles of "train", "val" or "test".

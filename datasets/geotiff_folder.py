@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from vfmadapt.contracts import IGNORE_INDEX, DataSpec, Sample, Samples
 from vfmadapt.datasets._labels import Labels, class_specs
 from vfmadapt.datasets._pairs import SUFFIXES, Pair, match, split_of
+from vfmadapt.datasets._statistics import FILES, band_statistics
 from vfmadapt.errors import UserError
 from vfmadapt.raster.bands import select_bands
 from vfmadapt.raster.io import RasterInfo, open_raster, raster_info
 
 SPLITS = ("train", "val", "test")
-_STATISTICS_FILES = 256  # images that mean and std are taken from, spread evenly over the training split
-_STATISTICS_PIXELS = 65_536  # pixels of each, on a regular grid
 
 
 class GeotiffFolder:
@@ -29,7 +28,8 @@ class GeotiffFolder:
 
     Args:
         root: the folder.
-        classes: names, or mappings with `name` and `colour` (three numbers 0..255), in the order of the labels.
+        classes: names, or mappings with `name`, `colour` (three numbers 0..255) and `line` (true for roads and the
+            like, which are then also judged by their course), in the order of the labels.
         images: name of the folder of images.
         masks: name of the folder of masks; it may be the same if `mask_suffix` tells the masks.
         image_suffix: what an image's stem ends with besides the common name ("scene1_image": "_image").
@@ -88,8 +88,8 @@ class GeotiffFolder:
         """Bands, classes, and mean and std over valid pixels of the training images (of all, if none is for that)."""
         bands = self._checked
         pairs = self._pairs["train"] or [p for name in SPLITS for p in self._pairs[name]]
-        pairs = pairs[:: -(-len(pairs) // _STATISTICS_FILES)]
-        mean, std = _statistics(pairs, bands, self._units)
+        images = (_read_image(p.image, bands, self._units)[:2] for p in pairs[:: -(-len(pairs) // FILES)])
+        mean, std = band_statistics(images, f"{pairs[0].image} and the other training images")
         return DataSpec(name=self.root.name, bands=bands, classes=self.classes, mean=mean, std=std)
 
     def split(self, name: str) -> Samples:
@@ -192,25 +192,3 @@ def _read_image(
     with open_raster(path) as raster:
         image, valid = raster.read(_pick(raster.info, bands), scale=scale, offset=offset)
         return image, valid, raster.info
-
-
-def _statistics(
-    pairs: Sequence[Pair], bands: tuple[str, ...], units: tuple[float | None, float | None]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per band over valid pixels, on a regular grid of each image."""
-    count, total, squares = 0, np.zeros(len(bands)), np.zeros(len(bands))
-    for pair in pairs:
-        image, valid, _ = _read_image(pair.image, bands, units)
-        step = max(1, round((valid.size / _STATISTICS_PIXELS) ** 0.5))
-        pixels = image[:, ::step, ::step][:, valid[::step, ::step]].astype(np.float64)
-        count += pixels.shape[1]
-        total += pixels.sum(axis=1)
-        squares += (pixels**2).sum(axis=1)
-    if not count:
-        raise UserError(
-            f"{pairs[0].image} and the other training images hold no valid pixel; look at their nodata value"
-        )
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    std[std == 0] = 1.0  # a constant band tells nothing, but must not divide by zero
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -67,7 +67,7 @@ def picture_pool(folder: str | Path, *, images: int = 3000, seed: int = 0, worke
 
 
 def _render(part: Path, images: int, first: int, workers: int) -> None:
-    # plain subprocesses for the reasons given in _clouds_files.py
+    # plain subprocesses for the reasons given in _tiles.py
     code = "import json, sys; from vfmadapt.datasets.pretrain_synthetic import fill; fill(*json.load(sys.stdin))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = []

@@ -35,6 +35,7 @@ OWNERS = {
         f"vfmadapt.adapters.{name}" for name in ("peft", "_peft_layers", "_peft_runs", "_peft_starts", "_peft_tuners")
     ),
     "transformers": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
+    "segment_anything": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
     "rasterio": ("vfmadapt.raster", "vfmadapt.datasets"),
     "triton": ("vfmadapt.kernels",),
     "lightning": ("vfmadapt.tasks", "vfmadapt.train"),

@@ -55,7 +55,7 @@ def test_file_holds_only_what_was_trained(tmp_path: Path) -> None:
     header = read_header(path)
     assert header["backbone"]["weights_hash"] == trained.backbone.spec.weights_hash
     assert header["data"]["bands"] == list(SPEC.bands)
-    assert header["data"]["classes"][1] == {"name": "sea", "colour": [10, 10, 200]}
+    assert header["data"]["classes"][1] == {"name": "sea", "colour": [10, 10, 200], "line": False}
     assert set(header["versions"]) == {"vfmadapt", "torch", "timm"}
 
 

@@ -286,7 +286,8 @@ def test_block_files(tmp_path):
     assert tiles[1] == b""
     np.testing.assert_array_equal(decompress(tiles[0], np.uint8), tile)
     np.testing.assert_array_equal(decompress(tiles[1], np.uint8), void)
-    block = Block("key", 7, tuple(range(256)), 3, {"class": np.array([[[len(tiles[0]), 0]]])}, np.zeros((0, 4)))
+    none = np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.int64)
+    block = Block("key", 7, tuple(range(256)), 3, {"class": np.array([[[len(tiles[0]), 0]]])}, *none)
     path = tmp_path / "a.block"
     write_block(path, block, {"class": tiles})
     read, start = read_block(path)

@@ -16,7 +16,8 @@ from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel
 from vfmadapt.tasks.augment import Augment
 from vfmadapt.tasks.data import EpochSampler, SegmentationData, collate
-from vfmadapt.tasks.segmentation import SegmentationTask, lr_factor
+from vfmadapt.tasks.segmentation import SegmentationTask
+from vfmadapt.tasks.training import lr_factor
 from vfmadapt.tasks.windows import whole_image
 
 CLASSES = (ClassSpec("dark", (0, 0, 0)), ClassSpec("bright", (255, 255, 255)), ClassSpec("absent", (255, 0, 0)))
@@ -144,6 +145,25 @@ def same(one, other):
 
 
 # --- loaders
+
+
+def test_shots_are_the_first_of_an_order_that_the_seed_draws():
+    def used(**settings):
+        return {i for epoch in range(3) for batch in batches(make_data(**settings), epoch) for i in batch["id"]}
+
+    two, five, again, other = used(shots=2), used(shots=5), used(shots=5), used(shots=5, seed=1)
+    assert (len(two), len(five)) == (2, 5)
+    assert two < five == again != other
+    few = make_data(shots=2)
+    assert sum(few.class_pixels()) < sum(make_data().class_pixels()) / 4
+    assert (len(few.samples("train")), len(few.samples("val"))) == (2, 2)
+
+
+@pytest.mark.parametrize("shots", [0, 11])
+def test_shots_that_the_data_do_not_have(shots):
+    with pytest.raises(UserError, match=f"data.shots={shots}: blobs has 10 training images") as caught:
+        make_data(shots=shots).train_dataloader()
+    assert "\n" not in str(caught.value)
 
 
 def test_order_is_a_function_of_seed_and_epoch():

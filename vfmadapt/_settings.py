@@ -12,11 +12,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vfmadapt.errors import UserError
 
-# keys whose default is null
+# keys whose default is null; below the top level those that no signature knows
 _NULL_DEFAULT: dict[str, Any] = {
     "adapter_file": str | list[str],
     "bands": list[int] | Literal["mean", "pca", "wavelength"],
     "block": int,
+    "data.shots": int,
     "early_stop": int,
     "foreground": list[str],
     "index": int,
@@ -63,6 +64,7 @@ _RANGES = {
     "previews": (0, _MANY),
     "score_pixels": (1, _MANY),
     "seed": (0, _MANY),
+    "shots": (1, _MANY),
     "stats_weight": (0, 1),
     "steps": (1, _MANY),
     "tokens": (1, _MANY),

@@ -96,8 +96,9 @@ def instantiate(node: Any, *args: Any, packages: Sequence[str] = MODEL_PACKAGES,
 
 
 def data_source(cfg: "DictConfig") -> "DataSource":
-    """The data set that `cfg.data` describes."""
-    source: DataSource = instantiate(cfg.data, packages=("vfmadapt.datasets.",))
+    """The data set that `cfg.data` describes; how much of it trains (`data.shots`) is no business of its own."""
+    settings = {key: value for key, value in plain(cfg.data).items() if key != "shots"}
+    source: DataSource = instantiate(settings, packages=("vfmadapt.datasets.",))
     return source
 
 
@@ -149,12 +150,21 @@ def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
 
 
 def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
-    """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`."""
+    """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`.
+
+    A `PromptableModel` where the head answers prompts.
+    """
+    from vfmadapt.contracts import PromptHead
     from vfmadapt.model import AdaptedModel
+    from vfmadapt.promptable import PromptableModel
 
     backbone = build_backbone(cfg["backbone"], cfg["adapter"], spec.bands)
-    backbone.config["head"] = plain(cfg["head"])
-    return AdaptedModel(backbone, head(cfg["head"], backbone.spec, spec), spec=spec)
+    settings = plain(cfg["head"])
+    backbone.config["head"] = {k: v for k, v in settings.items() if k != "weights"}  # an adapter file holds the head
+    made = head(settings, backbone.spec, spec)
+    if isinstance(made, PromptHead):
+        return PromptableModel(backbone, made, spec=spec)
+    return AdaptedModel(backbone, made, spec=spec)
 
 
 def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":

@@ -147,7 +147,7 @@ def load(path: str | Path, *, weights: str | None = None) -> AdaptedModel:
 
 def data_spec(data: Mapping[str, Any]) -> DataSpec:
     """The data's spec from a header's `data`."""
-    classes = tuple(ClassSpec(c["name"], tuple(c["colour"])) for c in data["classes"])
+    classes = tuple(ClassSpec(c["name"], tuple(c["colour"]), c.get("line", False)) for c in data["classes"])
     return DataSpec(
         name=data["name"],
         bands=tuple(data["bands"]),

@@ -356,13 +356,107 @@ class Head(nn.Module):
         """Features -> logits (B, K, H, W) for `size` = (H, W) of the image."""
         raise NotImplementedError  # abstract
 
+    def supervised(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """All logits (B, K, H, W) that training compares with the labels: `forward`'s, then a head's coarser ones."""
+        return (self(features, size),)
+
+
+@dataclass(frozen=True)
+class MaskPrompts:
+    """What singles out M objects in each of B images; places in pixels, x before y, (0, 0) the first pixel's centre.
+
+    `points` (B, M, N, 2) with `labels` (B, M, N): 1 on the object, 0 off it, -1 where there is no point. `boxes` (B, M,
+    4): x0, y0, x1, y1. `masks` (B, M, h', w'): the `coarse` logits of an earlier answer, chosen from its alternatives.
+    """
+
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PromptedMasks:
+    """Answers to prompts: T alternatives for each of M objects in B images.
+
+    `logits` (B, M, T, H, W), above 0 on the object; `scores` (B, M, T): the IoU that the model expects; `coarse` (B,
+    M, T, h', w'): the logits at the resolution at which they can be a prompt again.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    coarse: Tensor
+
+    def best(self) -> "PromptedMasks":
+        """Of each object the alternative with the highest score (T = 1)."""
+        return self.take(self.scores.argmax(-1, keepdim=True))
+
+    def take(self, index: Tensor) -> "PromptedMasks":
+        """The alternatives `index` (B, M, 1) (T = 1)."""
+        wide = index[..., None, None]
+        return PromptedMasks(
+            logits=self.logits.take_along_dim(wide, 2),
+            scores=self.scores.take_along_dim(index, 2),
+            coarse=self.coarse.take_along_dim(wide, 2),
+        )
+
+
+@dataclass(frozen=True)
+class PointGrid:
+    """How every object of an image is asked for: by a grid of points, and by which of the answers count.
+
+    `points` per side of the image; `quality`: the least IoU that the model must expect of a mask; `stability`: the
+    least IoU of a mask that is drawn a little wider with the same drawn a little tighter. By default as published for
+    SAM. Raises UserError for other numbers.
+    """
+
+    points: int = 32
+    quality: float = 0.88
+    stability: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or not 0 <= self.quality <= 1 or not 0 <= self.stability <= 1:
+            raise UserError(
+                f"points={self.points} quality={self.quality:g} stability={self.stability:g}: points is at least 1, "
+                "the others are from 0 to 1"
+            )
+
+
+class PromptHead(Head):
+    """A head that is asked about objects: features once per image, then any number of prompts.
+
+    `grid`: how all objects of an image are asked for.
+    """
+
+    grid = PointGrid()
+
+    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Refused: raises UserError, there are no classes to label pixels with."""
+        raise UserError(
+            "this head answers prompts and labels no pixels: train it with task=promptable and ask it with "
+            "model.set_image(...) and model.predict(points=..., boxes=...), or map all objects with tools/predict.py; "
+            "for label maps take another head"
+        )
+
+    def embed(self, features: Features) -> Tensor:
+        """Features -> image embedding (B, C, h, w)."""
+        raise NotImplementedError  # abstract
+
+    def decode(self, embedding: Tensor, prompts: MaskPrompts, size: tuple[int, int], *, several: bool) -> PromptedMasks:
+        """Masks of the objects that the prompts single out, for images of `size` (H, W).
+
+        With `several` the alternatives for prompts that may mean several things, else one mask (T = 1).
+        """
+        raise NotImplementedError  # abstract
+
 
 @dataclass(frozen=True)
 class ClassSpec:
-    """A class of a label map: its name and its 8-bit RGB colour."""
+    """A class of a label map: its name and its 8-bit RGB colour; `line`: roads and the like, judged by their course."""
 
     name: str
     colour: tuple[int, int, int]
+    line: bool = False
 
 
 @dataclass(frozen=True)
@@ -377,7 +471,9 @@ class ValueSpec:
 class DataSpec:
     """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units.
 
-    A model of `values` instead has no classes: its output (B, K, H, W) are K values in their units, not logits.
+    A model of `values` instead has no classes: its output (B, K, H, W) are K values in their units, not logits. One of
+    `objects` has neither: its output (B, 1, H, W) says which object of the image each pixel belongs to, a whole number
+    from 1 to 2**24 - 1, or 0 for none and where the image is not valid.
     """
 
     name: str
@@ -387,15 +483,17 @@ class DataSpec:
     std: tuple[float, ...]
     ignore_index: int = IGNORE_INDEX
     values: tuple[ValueSpec, ...] = ()
+    objects: bool = False
 
     def __post_init__(self) -> None:
-        if self.classes and self.values:
-            raise UserError(f"{self.name} has classes and values; a model gives either, so leave one of them out")
+        kinds = [kind for kind in ("classes", "values", "objects") if getattr(self, kind)]
+        if len(kinds) > 1:
+            raise UserError(f"{self.name} has {' and '.join(kinds)}; a model gives one of these, so keep one")
 
     @property
     def outputs(self) -> int:
-        """Channels that a model of this data gives, one for each class or value."""
-        return len(self.values or self.classes)
+        """Channels that a model of this data gives, one for each class or value; one for objects."""
+        return 1 if self.objects else len(self.values or self.classes)
 
 
 class Sample(TypedDict):

@@ -77,7 +77,8 @@ def measure(model: "AdaptedModel", samples: "Samples", *, side: int = 512, toler
     from vfmadapt.tasks.windows import whole_image
 
     names, ignored = [c.name for c in model.spec.classes], model.spec.ignore_index
-    metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=tolerance)
+    lines = [c.name for c in model.spec.classes if c.line]
+    metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=tolerance, lines=lines)
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfmadapt.contracts import IGNORE_INDEX
+from vfmadapt.contracts import IGNORE_INDEX, PromptedMasks
 
 
 def _without_ignored(logits: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -68,6 +68,49 @@ class SegmentationLoss(nn.Module):
         ce = cross_entropy(logits, mask, weight=self.class_weights, ignore_index=self.ignore_index)
         overlap = dice(logits, mask, ignore_index=self.ignore_index)
         return {"loss": self.ce_weight * ce + self.dice_weight * overlap, "ce": ce.detach(), "dice": overlap.detach()}
+
+
+class PromptLoss(nn.Module):
+    """Cross-entropy, Dice and the error of the expected IoU for masks of prompted objects.
+
+    Of several alternatives only the one with the lowest loss is trained, so that they come to mean different things;
+    the expected IoU is trained for all (Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, §3 and appendix A).
+    """
+
+    def __init__(self, *, ce_weight: float = 1.0, dice_weight: float = 1.0, iou_weight: float = 1.0) -> None:
+        super().__init__()
+        self.ce_weight, self.dice_weight, self.iou_weight = ce_weight, dice_weight, iou_weight
+
+    def forward(self, answer: PromptedMasks, truth: Tensor, counted: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """Answers to B x M objects -> {"loss": the sum, "mask", "iou": mean per object}.
+
+        `truth` bool (B, M, H, W); `counted` bool (B, H, W): pixels that are not ignored; `present` bool (B, M): False
+        where no object is, which gets a gradient of 0.
+        """
+        weight = counted[:, None, None].float()
+        logits = answer.logits.float().masked_fill(weight == 0, 0.0)
+        target = truth[:, :, None].float().expand_as(logits)
+        pixels = weight.sum((-2, -1)).clamp_min(1)
+        ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mul(weight).sum((-2, -1)) / pixels
+        probability, target = logits.sigmoid() * weight, target * weight
+        overlap, size = (probability * target).sum((-2, -1)), target.sum((-2, -1))
+        dice_loss = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + size + 1)
+        mask_loss = self.ce_weight * ce + self.dice_weight * dice_loss
+        chosen, _ = mask_loss.min(-1)
+        with torch.no_grad():
+            iou = mask_iou(logits > 0, truth[:, :, None], counted[:, None, None])
+        quality = (answer.scores.float() - iou).square().mean(-1)
+        objects = present.sum().clamp_min(1)
+        mask_part, quality_part = ((part * present).sum() / objects for part in (chosen, quality))
+        total = mask_part + self.iou_weight * quality_part
+        return {"loss": total, "mask": mask_part.detach(), "iou": quality_part.detach()}
+
+
+def mask_iou(found: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """Intersection over union of masks, bool (..., H, W) of shapes that broadcast -> (...); 1 where both are empty."""
+    both = (found & truth & counted).sum((-2, -1)).float()
+    either = ((found | truth) & counted).sum((-2, -1)).float()
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0)
 
 
 def class_weights(pixels: Sequence[int], *, cap: float = 4.0) -> list[float]:

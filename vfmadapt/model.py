@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmadapt._state import load_state
-from vfmadapt.contracts import DataSpec, Head
+from vfmadapt.contracts import DataSpec, Features, Head
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 
@@ -51,12 +51,19 @@ class AdaptedModel(nn.Module):
 
         Pixels that are not valid (`valid`: bool (B, H, W)) or not finite count as the mean, so that they never spread.
         """
+        logits: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
+        return logits
+
+    def supervised(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """All logits (B, K, H, W) that training compares with the labels; the first are those of `forward`."""
+        return self.head.supervised(self.features(image, valid), (image.shape[-2], image.shape[-1]))
+
+    def features(self, image: Tensor, valid: Tensor | None = None) -> Features:
+        """What the head gets of images (B, C, H, W) in sensor units; raises UserError for other bands."""
         if image.ndim != 4 or image.shape[1] != len(self.spec.bands):
             wanted = f"(B, {len(self.spec.bands)}, H, W) with the bands {', '.join(self.spec.bands)}"
             raise UserError(f"this model takes images {wanted}, got {tuple(image.shape)}")
-        features = self.backbone(normalise(image, valid, self.mean, self.std), self.head.layers)
-        logits: Tensor = self.head(features, (image.shape[-2], image.shape[-1]))
-        return logits
+        return self.backbone(normalise(image, valid, self.mean, self.std), self.head.layers)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that the optimiser may change: the adapters' and the head's."""

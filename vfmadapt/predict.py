@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmadapt._settings import check_arguments
 from vfmadapt.build import plain
 from vfmadapt.device import choose_device
 from vfmadapt.errors import UserError
@@ -12,6 +13,7 @@ from vfmadapt.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from vfmadapt.automatic import ObjectMapper
     from vfmadapt.bank import Bank
     from vfmadapt.contracts import DataSpec
     from vfmadapt.model import AdaptedModel
@@ -26,9 +28,9 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     Returns:
         "map", "scores", "polygons" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the
         pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
-        "area_km2" (None without a projected CRS), "void" (pixels without data), "size" [height, width] and "seconds";
-        of several adapter files "maps", all that by name; of one part of an array job, "blocks": how many were computed
-        now.
+        "objects" (how many, of a model that answers prompts), "area_km2" (None without a projected CRS), "void" (pixels
+        without data), "size" [height, width] and "seconds"; of several adapter files "maps", all that by name; of one
+        part of an array job, "blocks": how many were computed now.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -47,14 +49,25 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source = one_raster(cfg.input, output)
     raster_info(source)  # before the seconds that a model takes to load
 
+    from vfmadapt.automatic import ObjectMapper
     from vfmadapt.bank import load_many
     from vfmadapt.checkpoint import load
+    from vfmadapt.promptable import PromptableModel
 
     named = _named(cfg)
-    return _mapped(cfg, load(cfg.adapter_file) if named is None else load_many(named), source, output)
+    if named is not None:
+        return _mapped(cfg, load_many(named), source, output)
+    model = load(cfg.adapter_file)
+    if isinstance(model, PromptableModel):
+        settings = plain(cfg)["objects"]
+        check_arguments(ObjectMapper, "objects", settings)
+        return _mapped(cfg, ObjectMapper(model, **settings), source, output)
+    return _mapped(cfg, model, source, output)
 
 
-def _mapped(cfg: "DictConfig", model: "AdaptedModel | Bank", source: str, output: Path) -> dict[str, Any]:
+def _mapped(
+    cfg: "DictConfig", model: "AdaptedModel | Bank | ObjectMapper", source: str, output: Path
+) -> dict[str, Any]:
     from vfmadapt.bank import Bank
     from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
 
@@ -123,6 +136,7 @@ def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictR
         names=spec.bands,
         classes=spec.classes,
         values=spec.values,
+        objects=result.objects,
         shares=result.shares,
         window=plain(cfg)["window"],
     )
@@ -134,6 +148,8 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
         log.info("  %-16s %6.2f %%", name, 100 * share)
     for name, found in result.values.items():
         log.info("  %-16s %g to %g, mean %g", name, found.least, found.greatest, found.mean)
+    if result.objects is not None:
+        log.info("  %-16s %d", "objects", result.objects)
     log.info("map: %s", result.path)
     if result.scores is not None:
         log.info("scores: %s", result.scores)
@@ -149,6 +165,7 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
         "pixels_per_class": result.pixels,
         "shares": result.shares,
         "values": {name: asdict(found) for name, found in result.values.items()},
+        "objects": result.objects,
         "area_km2": result.area_km2,
         "void": result.void,
         "size": list(result.size),

@@ -95,7 +95,7 @@ def _join(cfg: "DictConfig", rank: int) -> None:
 
 @contextmanager
 def _group(cfg: "DictConfig") -> Iterator[None]:
-    """Share the work with `cfg.workers` - 1 further processes (plain ones: why, says datasets/_clouds_files.py)."""
+    """Share the work with `cfg.workers` - 1 further processes (plain ones: why, says datasets/_tiles.py)."""
     from omegaconf import OmegaConf
 
     (Path(cfg.output) / ".group").unlink(missing_ok=True)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from omegaconf import DictConfig
 
+    from vfmadapt.model import AdaptedModel
     from vfmadapt.tasks.data import SegmentationData
-    from vfmadapt.tasks.segmentation import SegmentationTask
+    from vfmadapt.tasks.training import AdapterTask
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +35,24 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     The keys are those of conf/train.yaml. The weights kept are those of the epoch with the best mIoU on the val split.
 
     Returns:
-        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" (test split; see `SegmentationMetrics`),
+        "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" and, where classes are lines, "completeness",
+        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`),
         "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
         "previews" (of several processes only the first writes, and gives the paths of, adapter file and previews).
 
     Raises:
-        UserError: an impossible setting, nothing to resume from, a loss that is not finite.
+        UserError: an impossible setting, nothing to resume from, an adapter file that does not fit, a loss that is not
+            finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
     """
+    from vfmadapt.checkpoint import read_header
+
     run = run_folder(cfg)
     resumed = checkpoint_to_resume(cfg.resume, run)
     source = data_source(cfg)
     data = make_data(cfg, source)
+    if cfg.adapter_file:
+        read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
     source.prepare()
     from lightning.pytorch import seed_everything
 
@@ -53,7 +60,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
-    task: SegmentationTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
+    task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
     trainer = make_trainer(cfg, run)
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
@@ -62,7 +69,9 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         if adapter.hint:
             log.info("note: %s", adapter.hint)
     start = time.perf_counter()
-    if resumed is None:
+    if cfg.adapter_file:
+        start_from_file(model, cfg.adapter_file)
+    elif resumed is None:
         start_from_data(trainer, task, data)
     fit(trainer, task, data, resumed)
     seconds = time.perf_counter() - start
@@ -119,7 +128,7 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     ):
         check_arguments(made, name, settings)
     augment = Augment(**crop, **changes)
-    return SegmentationData(source, augment=augment, seed=cfg.seed, **loader)
+    return SegmentationData(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
 
 
 def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
@@ -167,7 +176,16 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
     return callbacks
 
 
-def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> None:
+def start_from_file(model: "AdaptedModel", path: str) -> None:
+    """Load the weights of an earlier run; raises UserError unless backbone, adapter and head are the same."""
+    from vfmadapt.checkpoint import check_hash, read_file
+
+    header, state = read_file(path)
+    check_hash(path, header, model.backbone.spec)
+    model.load_adapter_state(state)
+
+
+def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> None:
     """Show adapters whose start depends on data the first training batches, normalised.
 
     Before the trainer starts other processes, so that all of them see the same batches.
@@ -183,7 +201,7 @@ def start_from_data(trainer: "Trainer", task: "SegmentationTask", data: "Segment
     model.backbone.initialise([normalise(image, valid, model.mean, model.std) for image, valid in images])
 
 
-def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
@@ -201,17 +219,15 @@ def fit(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData", 
             raise KeyboardInterrupt from None
 
 
-def measure(trainer: "Trainer", task: "SegmentationTask", data: "SegmentationData") -> dict[str, Any]:
+def measure(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> dict[str, Any]:
     """Metrics of the test split, also logged as a table."""
-    from vfmadapt.metrics import as_table
-
     with _quiet():
         trainer.test(task, datamodule=data, verbose=False)
-    log.info("test split of %s:\n%s", data.source.spec.name, as_table(task.results["test"]))
+    log.info("test split of %s:\n%s", data.source.spec.name, task.table())
     return task.results["test"]
 
 
-def _load_best(trainer: "Trainer", task: "SegmentationTask") -> None:
+def _load_best(trainer: "Trainer", task: "AdapterTask") -> None:
     import torch
 
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -220,16 +236,14 @@ def _load_best(trainer: "Trainer", task: "SegmentationTask") -> None:
         task.model.load_adapter_state(checkpoint["state_dict"])
 
 
-def _write(cfg: "DictConfig", task: "SegmentationTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
+def _write(cfg: "DictConfig", task: "AdapterTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
     """Adapter file and previews of test images."""
     from vfmadapt.checkpoint import save
-    from vfmadapt.tasks.previews import evenly, write_previews
+    from vfmadapt.tasks.previews import evenly
 
     file = save(run / "adapter.safetensors", task.model, training=plain(cfg))
     samples = data.samples("test")
-    pictures = write_previews(
-        task.model, samples, run / "previews", indices=evenly(samples, cfg.previews), side=task.window
-    )
+    pictures = task.draw(samples, run / "previews", indices=evenly(samples, cfg.previews))
     log.info("adapter file: %s (%.2f MB)\npreviews: %s", file, file.stat().st_size / 1e6, run / "previews")
     return {"adapter_file": str(file), "adapter_bytes": file.stat().st_size, "previews": [str(p) for p in pictures]}
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vfmadapt.backbones._roles import Net
+from vfmadapt.backbones._sam_weights import encoder_of
 from vfmadapt.contracts import UserError
 
 RGB = ("red", "green", "blue")
@@ -63,20 +64,31 @@ def find_weights(path: str | Path) -> Path:
 
 
 def load_weights(net: Net, path: Path, name: str) -> None:
-    """Load a file into a timm model; it must hold every tensor of the model, others (a classifier) are left over."""
+    """Load a file into a timm model.
+
+    It must hold every tensor that features come from. Others (a classifier, SAM's decoder) are left over, but of an
+    image encoder of SAM or SAM2 all must be used.
+    """
     from timm.models import load_state_dict
 
     try:
-        state = load_state_dict(str(path))
+        state = load_state_dict(str(path), weights_only=True)
+        encoder = encoder_of(state)
         convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-        state = convert(state, net) if convert else state
-        result = net.load_state_dict(state, strict=False)
+        if encoder is None and convert:
+            state = convert(state, net)
+        result = net.load_state_dict(state if encoder is None else encoder, strict=False)
     except Exception as error:  # corrupt, pickled or of other shapes
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"backbone.weights={path} does not fit {name}: {reason}") from error
-    if result.missing_keys:
+    missing = [key for key in result.missing_keys if encoder is None or not key.startswith("head.")]
+    if missing:
         raise UserError(
-            f"backbone.weights={path} does not fit {name}: "
-            f"{len(result.missing_keys)} of {len(net.state_dict())} tensors are "
-            f"missing, first {result.missing_keys[0]}"
+            f"backbone.weights={path} does not fit {name}: {len(missing)} of {len(net.state_dict())} tensors are "
+            f"missing, first {missing[0]}"
+        )
+    if encoder is not None and result.unexpected_keys:
+        raise UserError(
+            f"backbone.weights={path} does not fit {name}: {len(result.unexpected_keys)} of {len(encoder)} tensors are "
+            f"left over, first {result.unexpected_keys[0]}"
         )

@@ -21,8 +21,8 @@ from vfmadapt.raster.write import atomic_path, nodata_of
 SIDE = 512
 """Side of the tiles of every map that we write."""
 
-DTYPES: Mapping[str, DTypeLike] = {"class": np.uint8, "scores": np.uint8, "value": np.float32}
-"""Type of the pixels of each file that we write."""
+DTYPES: Mapping[str, DTypeLike] = {"class": np.uint8, "scores": np.uint8, "value": np.float32, "object": np.int64}
+"""Type of the pixels of each file that we write; objects are numbered anew, as uint32, when all blocks are there."""
 
 _MAGIC = b"vfmblk1\n"
 
@@ -33,7 +33,9 @@ class Block:
 
     `counts`: pixels by label, `NODATA` included, in a map of values all with data at label 0; `moments`: of each value
     (see `moments.py`); `forwarded`: tiles that went through the model; `sizes` by file: the bytes of each tile, (bands,
-    rows, columns), 0 where a tile is void and left out.
+    rows, columns), 0 where a tile is void and left out. In a map of objects: `objects`, the keys of those that have a
+    pixel in the window, ascending; `links` (n, 2), pairs of keys that are one object (see `objects.py`); pixels in an
+    object count at label 1.
     """
 
     plan: str
@@ -42,6 +44,8 @@ class Block:
     forwarded: int
     sizes: Mapping[str, NDArray[np.int64]]
     moments: NDArray[np.float64]
+    objects: NDArray[np.int64]
+    links: NDArray[np.int64]
 
 
 class DamagedError(Exception):
@@ -54,7 +58,7 @@ def is_void(pixels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def compress(tile: NDArray[Any]) -> bytes:
-    """Deflate a tile (SIDE, SIDE), floats after TIFF's predictor 3; empty where all of it is void.
+    """Deflate a tile (SIDE, SIDE), floats after TIFF's predictor 3, wide integers after 2; empty where all is void.
 
     Run lengths only: on maps of classes as small as the best level and several times faster, on predicted floats half
     the time for a twentieth more bytes.
@@ -62,7 +66,12 @@ def compress(tile: NDArray[Any]) -> bytes:
     if is_void(tile).all():
         return b""
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    stored = _predicted(tile) if tile.dtype.kind == "f" else np.ascontiguousarray(tile)
+    if tile.dtype.kind == "f":
+        stored = _predicted(tile)
+    elif tile.dtype.itemsize > 1:
+        stored = np.diff(tile.astype(tile.dtype.newbyteorder("<")), axis=1, prepend=tile.dtype.type(0))
+    else:
+        stored = np.ascontiguousarray(tile)
     return packer.compress(stored.data) + packer.flush()
 
 
@@ -72,6 +81,9 @@ def decompress(data: bytes, dtype: DTypeLike) -> NDArray[Any]:
     if not data:
         return np.full((SIDE, SIDE), nodata_of(dtype), dtype=dtype)
     stored = np.frombuffer(zlib.decompress(data), dtype=np.uint8)
+    if dtype.kind != "f" and dtype.itemsize > 1:
+        steps = stored.view(dtype.newbyteorder("<")).reshape(SIDE, SIDE)
+        return np.cumsum(steps, axis=1, dtype=dtype)
     if dtype.kind != "f":
         return stored.reshape(SIDE, SIDE)
     planes = np.cumsum(stored.reshape(SIDE, -1), axis=1, dtype=np.uint8).reshape(SIDE, -1, SIDE)
@@ -96,6 +108,8 @@ def write_block(path: Path, block: Block, tiles: Mapping[str, list[bytes]]) -> N
             "forwarded": block.forwarded,
             "sizes": {name: sizes.tolist() for name, sizes in block.sizes.items()},
             "moments": block.moments.tolist(),
+            "objects": block.objects.tolist(),
+            "links": block.links.tolist(),
         }
     ).encode()
     digest = hashlib.sha256()
@@ -132,5 +146,8 @@ def read_block(path: Path) -> tuple[Block, int]:
     fields = json.loads(header)
     sizes = {name: np.asarray(values, dtype=np.int64) for name, values in fields["sizes"].items()}
     moments = np.asarray(fields["moments"], dtype=np.float64).reshape(-1, 4)
-    block = Block(fields["plan"], fields["index"], tuple(fields["counts"]), fields["forwarded"], sizes, moments)
+    objects = np.asarray(fields["objects"], dtype=np.int64)
+    links = np.asarray(fields["links"], dtype=np.int64).reshape(-1, 2)
+    counts = tuple(fields["counts"])
+    block = Block(fields["plan"], fields["index"], counts, fields["forwarded"], sizes, moments, objects, links)
     return block, start + length

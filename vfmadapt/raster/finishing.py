@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from vfmadapt.raster.blocks import DTYPES, SIDE, Block, compress, is_void, write_block
 from vfmadapt.raster.moments import joined, moments
+from vfmadapt.raster.objects import Stitcher
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.reading import Done
 from vfmadapt.raster.scoring import ScoredRow
@@ -80,11 +81,12 @@ class _Part:
         self._inside = inside = self._area.cut(Area(0, 0, plan.height, plan.width))
         self._starts = plan.grid.rows_over(inside.row, inside.bottom)
         self._columns = plan.grid.columns_over(inside.column, inside.right)
-        self._blender: Blender | None = None
+        self._blender: Blender | Stitcher | None = None
         self._strips = {f: _void((n, SIDE, self._area.width), DTYPES[f]) for f, n in plan.files.items()}
         self._tiles: dict[str, list[list[bytes]]] = {f: [[] for _ in range(n)] for f, n in plan.files.items()}
         self._counts = np.zeros(NODATA + 1, dtype=np.int64)
         self._moments = moments(np.empty((len(plan.values), 0), dtype=np.float32))
+        self._objects = np.zeros(0, dtype=np.int64)
         self._row = self._area.row
         self._forwarded = 0
 
@@ -94,8 +96,7 @@ class _Part:
             return 0
         plan, last = self._plan, row.first == self._starts[-1]
         if self._blender is None:
-            wanted = {"votes": "scores" in plan.files, "total": "value" in plan.files}
-            self._blender = Blender(plan.grid, self._columns, plan.outputs, **wanted)
+            self._blender = self._begun()
         for column, logits in row.tiles:
             self._blender.add(column, logits)
         self._forwarded += len(row.tiles)
@@ -106,6 +107,13 @@ class _Part:
         self._blender.next_row()
         return int(self._counts.sum() - before)
 
+    def _begun(self) -> Blender | Stitcher:
+        plan = self._plan
+        if plan.objects:
+            return Stitcher(plan.grid, self._starts, self._columns)
+        wanted = {"votes": "scores" in plan.files, "total": "value" in plan.files}
+        return Blender(plan.grid, self._columns, plan.outputs, **wanted)
+
     def _emit(self, row: ScoredRow, stop: int) -> None:
         """Decide the pixel rows from the present one to `stop`, all of one row of output tiles."""
         assert self._blender is not None
@@ -115,15 +123,22 @@ class _Part:
         at = (slice(None), rows, slice(inside.column - left, inside.right - left))
         into = (slice(None), slice(self._row % SIDE, self._row % SIDE + stop - self._row), slice(0, inside.width))
         if valid.any():
-            sums, total, votes = self._blender.sums[at], self._blender.total[at], self._blender.votes[at]
-            for name, values in decide(self._plan, sums, total, votes).items():
+            for name, values in self._decided(at).items():
                 np.copyto(self._strips[name][into], values, where=valid)
-        self._count(into, Area(self._row, inside.column, stop - self._row, inside.width))
+        self._count(into, Area(self._row, inside.column, stop - self._row, inside.width), valid)
         self._row = stop
         if stop % SIDE == 0:
             self._compress()
 
-    def _count(self, into: tuple[slice, slice, slice], where: Area) -> None:
+    def _decided(self, at: tuple[slice, slice, slice]) -> dict[str, NDArray[Any]]:
+        """What is stored of the pixels `at` of the sums, for each file."""
+        blender = self._blender
+        if isinstance(blender, Stitcher):
+            return {"object": blender.keys[at]}
+        assert blender is not None
+        return decide(self._plan, blender.sums[at], blender.total[at], blender.votes[at])
+
+    def _count(self, into: tuple[slice, slice, slice], where: Area, valid: NDArray[np.bool_]) -> None:
         """Count what lies inside the window, of the pixels `into` of the strips; they are the raster's `where`."""
         part = where.cut(self._plan.window)
         if min(part.height, part.width) < 1:
@@ -133,6 +148,12 @@ class _Part:
         counted = self._strips[name][into][:, row : row + part.height, column : column + part.width]
         if name == "class":
             self._counts += np.bincount(counted.ravel(), minlength=NODATA + 1)
+            return
+        if name == "object":
+            part_valid = valid[row : row + part.height, column : column + part.width]
+            numbers = np.where(part_valid, counted[0] > 0, NODATA)
+            self._counts += np.bincount(numbers.ravel(), minlength=NODATA + 1)
+            self._objects = np.union1d(self._objects, counted[counted > 0])
             return
         known = ~is_void(counted[0])
         self._counts[[0, NODATA]] += known.sum(), (~known).sum()
@@ -160,7 +181,9 @@ class _Part:
             sizes[name] = np.array([[len(t) for t in band] for band in full]).reshape(-1, rows, columns)
             tiles[name] = [tile for band in full for tile in band]
         counts = tuple(self._counts.tolist())
-        return Block(key, self._index, counts, self._forwarded, sizes, self._moments), tiles
+        links = self._blender.links if isinstance(self._blender, Stitcher) else np.zeros((0, 2), dtype=np.int64)
+        block = Block(key, self._index, counts, self._forwarded, sizes, self._moments, self._objects, links)
+        return block, tiles
 
 
 def _void(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

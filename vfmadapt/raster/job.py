@@ -19,7 +19,7 @@ from vfmadapt.errors import UserError
 from vfmadapt.raster.finishing import finish
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, raster_info
-from vfmadapt.raster.merge import Collected, bands_of, collect, pyramid
+from vfmadapt.raster.merge import Collected, bands_of, collect, numbered, pyramid
 from vfmadapt.raster.pipeline import ahead
 from vfmadapt.raster.plan import Plan
 from vfmadapt.raster.polygons import write_polygons
@@ -202,9 +202,11 @@ def merge(
     try:
         for name, image in collected.images.items():
             bands = bands_of(plan, collected, name)
-            header = map_header(info, bands, dtype=image.dtype, classes=classes, tags=tags)
             temporary = folder.path / f"{name}.tif"
             with (folder.path / "overviews").open("w+b") as spool:
+                if collected.numbering is not None:
+                    image = numbered(image, collected.numbering, spool)
+                header = map_header(info, bands, dtype=image.dtype, classes=classes, tags=tags)
                 write_tiff(temporary, pyramid(image, plan, spool), read_tags(header))
             publish(temporary, file_of(folder.output, name))
         if polygons is not None:
@@ -222,7 +224,7 @@ def merge(
 
 def file_of(output: Path, name: str) -> Path:
     """Where a file of `Plan.files` lies."""
-    return output if name in ("class", "value") else output.with_name(f"{output.stem}_{name}{output.suffix}")
+    return output if name in ("class", "value", "object") else output.with_name(f"{output.stem}_{name}{output.suffix}")
 
 
 def polygons_of(output: Path, form: str) -> Path:

@@ -1,6 +1,6 @@
 """Finished blocks -> the map: tiles are copied as they are, overviews are made of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -12,6 +12,7 @@ from vfmadapt.raster.blocks import DTYPES, SIDE, compress, decompress, is_void
 from vfmadapt.raster.finishing import FULL
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.moments import Statistics, joined, moments, statistics
+from vfmadapt.raster.objects import Numbering, numbering
 from vfmadapt.raster.plan import LAYERS, Plan
 from vfmadapt.raster.tiff import Level
 from vfmadapt.raster.write import NODATA, Band, nodata_of
@@ -19,12 +20,16 @@ from vfmadapt.raster.write import NODATA, Band, nodata_of
 
 @dataclass(frozen=True)
 class Collected:
-    """All blocks of a plan: what they count (see `Block`), statistics of each value, the full image of each file."""
+    """All blocks of a plan: what they count (see `Block`), statistics of each value, the full image of each file.
+
+    In a map of objects the image holds keys, and `numbering` says what becomes of them.
+    """
 
     counts: NDArray[np.int64]
     statistics: tuple[Statistics, ...]
     forwarded: int
     images: dict[str, Level]
+    numbering: Numbering | None
 
     @property
     def known(self) -> int:
@@ -44,6 +49,7 @@ def collect(folder: BlockFolder, plan: Plan) -> Collected:
     offsets = {f: np.zeros_like(sizes[f]) for f in plan.files}
     counts, forwarded, missing = np.zeros(NODATA + 1, dtype=np.int64), 0, []
     found_moments = moments(np.empty((len(plan.values), 0), dtype=np.float32))
+    keys, links = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2), dtype=np.int64)]
     for index in plan.blocks:
         found = folder.read(plan, index)
         if found is None:
@@ -53,6 +59,8 @@ def collect(folder: BlockFolder, plan: Plan) -> Collected:
         counts += block.counts
         found_moments = joined(found_moments, block.moments)
         forwarded += block.forwarded
+        keys.append(block.objects)
+        links.append(block.links)
         area = plan.area(index)
         row, column = (area.row - canvas.row) // SIDE, (area.column - canvas.column) // SIDE
         where = (slice(None), slice(row, row + area.height // SIDE), slice(column, column + area.width // SIDE))
@@ -67,12 +75,13 @@ def collect(folder: BlockFolder, plan: Plan) -> Collected:
         )
     images = {f: _image(folder, plan, f, sizes[f], offsets[f]) for f in plan.files}
     known = int(counts[:NODATA].sum())
-    return Collected(counts, tuple(statistics(one, known) for one in found_moments), forwarded, images)
+    numbers = numbering(np.unique(np.concatenate(keys)), np.concatenate(links)) if plan.objects else None
+    return Collected(counts, tuple(statistics(one, known) for one in found_moments), forwarded, images, numbers)
 
 
 def bands_of(plan: Plan, collected: Collected, name: str) -> list[Band]:
     """What the bands of a file are, in the order of `decide`; values with the statistics that GDAL looks for."""
-    if name == "class":
+    if name in ("class", "object"):
         return [Band(name)]
     if name == "scores":
         shares = [f"probability of {c}" for c, _ in plan.classes] if "probabilities" in plan.layers else []
@@ -98,6 +107,25 @@ def _image(folder: BlockFolder, plan: Plan, name: str, sizes: NDArray[np.int64],
             return file.read(sizes[band, row, column])
 
     return Level(canvas.height, canvas.width, sizes, np.dtype(DTYPES[name]), read)
+
+
+def numbered(image: Level, numbers: Numbering, spool: IO[bytes]) -> Level:
+    """An image of keys -> that of the objects' numbers, compressed into `spool`."""
+    sizes, offsets, at = np.zeros_like(image.sizes), np.zeros_like(image.sizes), spool.seek(0, 2)
+    for band, row, column in np.argwhere(image.sizes > 0):
+        data = compress(numbers(decompress(image.read(int(band), int(row), int(column)), image.dtype)))
+        spool.write(data)
+        sizes[band, row, column], offsets[band, row, column] = len(data), at
+        at += len(data)
+    return Level(image.height, image.width, sizes, np.dtype(np.uint32), _reader(spool, sizes, offsets))
+
+
+def _reader(spool: IO[bytes], sizes: NDArray[np.int64], offsets: NDArray[np.int64]) -> Callable[[int, int, int], bytes]:
+    def read(band: int, row: int, column: int) -> bytes:
+        spool.seek(offsets[band, row, column])
+        return spool.read(sizes[band, row, column])
+
+    return read
 
 
 def pyramid(image: Level, plan: Plan, spool: IO[bytes]) -> list[Level]:
@@ -129,12 +157,7 @@ def _resampled(level: Level, height: int, width: int, start: tuple[int, int], st
         spool.write(data)
         sizes[band, row, column], offsets[band, row, column] = len(data), at
         at += len(data)
-
-    def read(band: int, row: int, column: int) -> bytes:
-        spool.seek(offsets[band, row, column])
-        return spool.read(sizes[band, row, column])
-
-    return Level(height, width, sizes, level.dtype, read)
+    return Level(height, width, sizes, level.dtype, _reader(spool, sizes, offsets))
 
 
 def _sources(start: int, step: int, tile: int, count: int) -> range:

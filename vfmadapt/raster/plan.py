@@ -24,8 +24,8 @@ class Plan:
     `source` is the raster's path, `source_hash` and `model_hash` tell whether it or the model has changed; `height` and
     `width` are the raster's; `window` is the part that is mapped; `block` a multiple of `SIDE`; `mix` is
     what is made of the `bands` (see `vfmadapt.raster.reduction`), None where they are the model's; `classes` are (name,
-    (red, green, blue)), or `values` are (name, unit) where the model gives those instead; `layers` are of `LAYERS`;
-    `compute` says device type, dtype, kernels and versions.
+    (red, green, blue)), or `values` are (name, unit) where the model gives those instead, or neither where it gives
+    `objects`; `layers` are of `LAYERS`; `compute` says device type, dtype, kernels and versions.
     """
 
     source: str
@@ -44,6 +44,7 @@ class Plan:
     offset: float | None
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
     values: tuple[tuple[str, str], ...]
+    objects: bool
     layers: tuple[str, ...]
     compute: dict[str, str]
 
@@ -59,6 +60,11 @@ class Plan:
             raise UserError(f"layers: no such layer {unknown[0]!r}; allowed: {', '.join(LAYERS[1:])}")
         if self.values and self.layers:
             raise UserError(f"layers={list(self.layers)} are scores of classes, the model gives values; leave it out")
+        if self.objects and (self.layers or self.compute["tta"] != "none" or not self.overlap):
+            raise UserError(
+                f"layers={list(self.layers)} tta={self.compute['tta']} overlap={self.overlap}: objects have no scores "
+                "and no mean, and are put together where tiles overlap; leave all three out"
+            )
         inside = self.window.cut(Area(0, 0, self.height, self.width))
         if min(inside.height, inside.width) < 1 or inside != self.window:
             given = [self.window.row, self.window.column, self.window.height, self.window.width]
@@ -96,7 +102,9 @@ class Plan:
 
     @property
     def files(self) -> dict[str, int]:
-        """What is written, and how many bands each has: "class" or "value", the map, and "scores" where asked for."""
+        """What is written, and its bands: "class", "value" or "object", the map, and "scores" where asked for."""
+        if self.objects:
+            return {"object": 1}
         if self.values:
             return {"value": len(self.values)}
         scores = len(self.classes) * ("probabilities" in self.layers) + sum(n in self.layers for n in LAYERS[2:])
@@ -105,7 +113,7 @@ class Plan:
     @property
     def outputs(self) -> int:
         """Channels that the model gives."""
-        return len(self.classes) + len(self.values)
+        return 1 if self.objects else len(self.classes) + len(self.values)
 
     @property
     def key(self) -> str:

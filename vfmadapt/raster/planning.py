@@ -77,6 +77,7 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
         offset=settings.offset,
         classes=tuple((c.name, c.colour) for c in spec.classes),
         values=tuple((v.name, v.unit) for v in spec.values),
+        objects=spec.objects,
         layers=tuple(settings.layers),
         compute=compute,
     )

@@ -1,4 +1,4 @@
-"""A map of classes as polygons: a row for each connected region, in a GeoPackage or a GeoParquet file.
+"""A map of classes or objects as polygons: a row for each connected region, in a GeoPackage or a GeoParquet file.
 
 The map is taken in squares, row by row. Regions inside a square are done at once; those that reach its edge are kept in
 pieces until nothing can be added to them. So memory follows the outlines of the regions that are open, not the map.
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from vfmadapt.errors import UserError
 from vfmadapt.raster.io import RasterInfo, open_raster
 from vfmadapt.raster.tiling import Area
-from vfmadapt.raster.write import NODATA
+from vfmadapt.raster.write import nodata_of
 
 _NEEDED = {"gpkg": ("shapely", "pyogrio"), "parquet": ("shapely", "pyarrow")}
 _SIDE = 1024  # pixels of a square; in larger ones there are fewer seams, but too many polygons where a map is all noise
 _AT_ONCE = 5_000  # polygons that are written together
 
 Region = tuple[int, Any]
-"""A class, and its polygon of shapely in columns and rows of pixels."""
+"""A class or the number of an object, and its polygon of shapely in columns and rows of pixels."""
 
 
 def check_polygons(form: str | None, info: RasterInfo, values: Sequence[Any]) -> None:
@@ -53,19 +53,20 @@ def write_polygons(labels: Path, target: Path, info: RasterInfo, classes: Sequen
     """Write the regions of a map, in the format that the ending of `target` names.
 
     Pixels belong together where they share a side and the class. Columns: class, name, pixels, area_m2 (on the
-    projection; without a projected CRS there is none), geometry (columns and rows of pixels without a transform).
+    projection; without a projected CRS there is none), geometry (columns and rows of pixels without a transform). Of
+    objects the first is object, the number, without a name; the parts of one that is not connected have a row each.
 
     Args:
         labels: the map, as `predict_raster` writes it.
         target: a new file.
         info: of the map: CRS and transform.
-        classes: names in the order of the labels.
+        classes: names in the order of the labels; none for a map of objects.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def read(row: int, column: int) -> NDArray[np.uint8]:
+    def read(row: int, column: int) -> NDArray[Any]:
         return raster.read_labels(area=Area(row, column, _SIDE, _SIDE).cut(Area(0, 0, height, width)))[0]
 
     write = _write_gpkg if target.suffix == ".gpkg" else _write_parquet
@@ -79,7 +80,7 @@ def write_polygons(labels: Path, target: Path, info: RasterInfo, classes: Sequen
             raise UserError(f"cannot write {target.name}: {' '.join(str(error).split())}") from error
 
 
-def regions(read: Callable[[int, int], NDArray[np.uint8]], height: int, width: int, side: int) -> Iterator[Region]:
+def regions(read: Callable[[int, int], NDArray[Any]], height: int, width: int, side: int) -> Iterator[Region]:
     """Each region of a map of `height` x `width` pixels, always in the same order.
 
     `read(row, column)` gives the labels of the square of `side` pixels that begins there, less at the map's edge.
@@ -108,12 +109,12 @@ class _Seams:
         self._sets: Any = DisjointSet()
         self._pieces: dict[int, tuple[int, list[Any]]] = {}
         self._count = 0
-        # label and number of each pixel above the present row of squares, below it, and left of the present square
-        self._above = np.full(width, NODATA, dtype=np.uint8), np.zeros(width, dtype=np.int64)
-        self._below = np.full(width, NODATA, dtype=np.uint8), np.zeros(width, dtype=np.int64)
-        self._left: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None
+        # label and number (0: void) of each pixel above the present row of squares, below it, left of the present one
+        self._above = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
+        self._below = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int64)
+        self._left: tuple[NDArray[Any], NDArray[np.int64]] | None = None
 
-    def add(self, column: int, labels: NDArray[np.uint8], ids: NDArray[np.int32], reaching: dict[int, Region]) -> None:
+    def add(self, column: int, labels: NDArray[Any], ids: NDArray[np.int32], reaching: dict[int, Region]) -> None:
         """Add a square that begins at a column; `reaching` are the regions of its `ids` that reach its edge."""
         numbers = np.zeros(int(ids.max()) + 1, dtype=np.int64)
         for index, (label, polygon) in reaching.items():
@@ -129,10 +130,10 @@ class _Seams:
         self._left = labels[:, -1], numbers[ids[:, -1]]
         self._below[0][at], self._below[1][at] = labels[-1], numbers[ids[-1]]
 
-    def _join(self, *sides: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> None:
-        """What has the same class on both sides of a seam is one region."""
+    def _join(self, *sides: tuple[NDArray[Any], NDArray[np.int64]]) -> None:
+        """What has the same class on both sides of a seam is one region; void pixels have no number."""
         (first, ones), (second, others) = sides
-        same = (first == second) & (first != NODATA)
+        same = (first == second) & (ones > 0) & (others > 0)
         for one, other in np.unique(np.stack([ones[same], others[same]]), axis=1).T.tolist():
             self._sets.merge(one, other)
 
@@ -157,16 +158,19 @@ class _Seams:
         self._above = labels.copy(), np.array([renamed[n] for n in present.tolist()], dtype=np.int64)[where]
 
 
-def _components(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+def _components(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Regions of a square, numbered from 1 on, 0 where void; and the class of each number."""
     from scipy import ndimage
 
-    ids, classes = np.zeros(labels.shape, dtype=np.int32), [NODATA]
-    for label in np.unique(labels[labels != NODATA]):
-        some, count = ndimage.label(labels == label)
-        np.copyto(ids, some + np.int32(len(classes) - 1), where=some > 0)
-        classes += [int(label)] * count
-    return ids, np.array(classes, dtype=np.uint8)
+    void = int(nodata_of(labels.dtype))
+    ids, classes = np.zeros(labels.shape, dtype=np.int32), [void]
+    present, at = np.unique(labels, return_inverse=True)
+    for label, box in zip(present.tolist(), ndimage.find_objects(at + 1), strict=True):
+        if label != void:
+            some, count = ndimage.label(labels[box] == label)
+            np.copyto(ids[box], some + np.int32(len(classes) - 1), where=some > 0)
+            classes += [label] * count
+    return ids, np.array(classes, dtype=np.int64)
 
 
 def _polygons(ids: NDArray[np.int32], row: int, column: int) -> Any:
@@ -204,9 +208,12 @@ def _table(rows: Sequence[Region], info: RasterInfo, classes: Sequence[str]) -> 
         x, y = corners.T
         return np.column_stack([a * x + b * y + c, d * x + e * y + f])
 
-    polygons, labels = np.array([p for _, p in rows], dtype=object), np.array([n for n, _ in rows], dtype=np.int32)
+    polygons, labels = np.array([p for _, p in rows], dtype=object), np.array([n for n, _ in rows], dtype=np.int64)
     pixels = np.rint(shapely.area(polygons)).astype(np.int64)
-    table = {"class": labels, "name": np.array([classes[n] for n in labels], dtype=object), "pixels": pixels}
+    table: dict[str, NDArray[Any]] = {"object": labels}
+    if classes:
+        table = {"class": labels.astype(np.int32), "name": np.array([classes[n] for n in labels], dtype=object)}
+    table["pixels"] = pixels
     if info.pixel_m2 is not None:
         table["area_m2"] = pixels * info.pixel_m2
     return table | {"geometry": shapely.to_wkb(shapely.transform(polygons, placed))}
@@ -241,8 +248,8 @@ def _write_parquet(target: Path, info: RasterInfo, tables: Iterable[dict[str, ND
     crs = None if info.crs is None else info.crs.to_dict(projjson=True)
     column = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    types = {"class": pa.int32(), "name": pa.string(), "pixels": pa.int64(), "area_m2": pa.float64()}
-    types["geometry"] = pa.binary()
+    types = {"class": pa.int32(), "name": pa.string(), "object": pa.int64(), "pixels": pa.int64()}
+    types |= {"area_m2": pa.float64(), "geometry": pa.binary()}
     writer = None
     for table in tables:
         schema = pa.schema([(name, types[name]) for name in table], metadata={"geo": json.dumps(geo)})

@@ -24,6 +24,10 @@ _TEXT = 16  # font size in pixels
 _MIN_SIDE = 448  # smaller pictures are enlarged by a whole factor so that a 64-pixel tile is not a stamp
 _STRETCH = (1, 99)  # percentiles that become black and white
 _GAMMA = 0.7  # lifts the land that a few bright clouds would leave black
+_OBJECTS = tuple(  # neighbours mostly have numbers close to each other, so their colours differ
+    ClassSpec("object", colour)
+    for colour in ((230, 25, 75), (60, 180, 75), (255, 200, 0), (0, 110, 220), (245, 130, 48), (145, 30, 180))
+)
 _RGB_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("b04", "b03", "b02"), ("b4", "b3", "b2"))
 
 
@@ -115,12 +119,13 @@ def write_preview(
     classes: Sequence[ClassSpec],
     shares: Mapping[str, float],
     values: Sequence[ValueSpec] = (),
+    objects: int | None = None,
     window: Sequence[int] | None = None,
     max_side: int = 900,
 ) -> Path:
     """Write a PNG: the raster on the left, its label map laid over it on the right, classes and shares beneath.
 
-    Of a map of values the first one is on the right, in grey.
+    Of a map of values the first one is on the right, in grey; of a map of objects each in one of a few colours.
 
     Args:
         source: the raster; read at no more than `max_side` pixels per side.
@@ -131,21 +136,28 @@ def write_preview(
         classes: the classes in the order of their labels.
         shares: share of each class by name, 0..1, for the legend.
         values: the map's values where it is one of values.
+        objects: how many there are where it is one of objects.
         window: [row, column, height, width], the part of the raster that was mapped; by default all.
         max_side: longer side of each picture in pixels.
     """
     with open_raster(source) as raster, open_raster(labels) as mapped:
         image, valid = raster.thumbnail(bands, max_side, None if window is None else Area(*window))
         drawn, known = mapped.thumbnail([1], max_side) if values else mapped.read_labels(max_side)
+    title = "map"
+    if objects is not None:
+        known = valid  # 0 says that no object is there
     picture = quicklook(image, valid & known, names)
-    if values:
+    if objects is not None:
+        title, legend = f"{objects} objects", list[ClassSpec]()
+        shown = overlay(picture, np.where(drawn > 0, drawn.astype(np.int64) % len(_OBJECTS), -1), _OBJECTS)
+    elif values:
         shown, legend = quicklook(drawn, known, [values[0].name]), _ends(drawn[0, known], values[0])
     else:
         shown = overlay(picture, drawn, classes)
         legend = [replace(c, name=f"{c.name} {100 * shares[c.name]:.1f} %") for c in classes]
     if not known.all():
         legend.append(ClassSpec("no data", VOID_COLOUR))
-    sheet = panel([(Path(source).name, picture), ("map", shown)], legend)
+    sheet = panel([(Path(source).name, picture), (title, shown)], legend)
     with atomic_path(target) as temporary:
         sheet.save(temporary, format="PNG")
     return Path(target)

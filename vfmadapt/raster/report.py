@@ -18,7 +18,8 @@ class PredictResult:
     """A finished map.
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
-    (it is the area on that projection); `values` are statistics by name where the model gives values instead; `void`
+    (it is the area on that projection); `values` are statistics by name where the model gives values instead, `objects`
+    is the number of objects, and `pixels` are those in "object" and in "none", where it gives objects; `void`
     counts pixels without data; `scores` is the file of probabilities, entropy and disagreement, `polygons` that of the
     regions, if asked for; `seconds` is the time that it took in all, `model_seconds` in the model.
     """
@@ -33,6 +34,7 @@ class PredictResult:
     model_seconds: float = 0.0
     values: dict[str, Statistics] = field(default_factory=dict)
     polygons: Path | None = None
+    objects: int | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -44,7 +46,8 @@ class PredictResult:
 def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected, seconds: float) -> PredictResult:
     """The finished map of a plan."""
     counts = collected.counts
-    pixels = {name: int(counts[i]) for i, (name, _) in enumerate(plan.classes)}
+    names = ["none", "object"] if plan.objects else [name for name, _ in plan.classes]
+    pixels = {name: int(counts[i]) for i, name in enumerate(names)}
     area, one = None, info.pixel_m2
     if one is not None and pixels:
         area = {name: count * one / 1e6 for name, count in pixels.items()}
@@ -52,11 +55,16 @@ def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected,
     size = (plan.window.height, plan.window.width)
     named = zip(plan.values, collected.statistics, strict=True)
     values = {name: found for (name, _), found in named} if collected.known else {}
-    return PredictResult(output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values)
+    objects = None if collected.numbering is None else collected.numbering.count
+    return PredictResult(
+        output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values, objects=objects
+    )
 
 
 def statistics_tags(result: PredictResult) -> dict[str, str]:
-    """What the map's own tags say of its classes."""
+    """What the map's own tags say of its classes or objects."""
+    if result.objects is not None:
+        return {"OBJECTS": str(result.objects)}
     if result.values:
         return {}
     tags = {

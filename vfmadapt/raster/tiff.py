@@ -92,6 +92,8 @@ def _tags(level: Level, copied: Mapping[int, Tag], *, overview: bool) -> dict[in
     }
     if level.dtype.kind == "f":
         tags |= {317: _shorts(3), 339: _shorts(*[3] * bands)}  # predictor and sample format for floats
+    elif level.dtype.itemsize > 1:
+        tags[317] = _shorts(2)
     if bands > 1:
         tags[338] = _shorts(*[0] * (bands - 1))  # what the other bands are is not said
     return tags | {k: v for k, v in copied.items() if not overview or k in _COPIED_TO_OVERVIEWS}

@@ -32,8 +32,10 @@ class Band:
 
 
 def nodata_of(dtype: DTypeLike) -> float:
-    """What pixels without data hold."""
-    return math.nan if np.dtype(dtype).kind == "f" else NODATA
+    """What pixels without data hold: NaN among floats, `NODATA` among labels, 0 among numbers of objects."""
+    if np.dtype(dtype).kind == "f":
+        return math.nan
+    return NODATA if np.dtype(dtype).itemsize == 1 else 0
 
 
 @contextmanager

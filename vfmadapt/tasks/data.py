@@ -4,6 +4,7 @@ Which samples come, in which order and how augmented, is a function of (seed, ep
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -19,6 +20,7 @@ from vfmadapt.tasks.augment import Augment
 
 WEIGHED_SAMPLES = 512
 """Class weights are estimated from at most this many training masks, evenly spaced."""
+_SHOTS = crc32(b"shots")  # a stream of random numbers of its own
 
 
 class Draw(NamedTuple):
@@ -96,6 +98,20 @@ class CachedSamples(Dataset[Sample]):
         return sample
 
 
+@dataclass(frozen=True)
+class FewSamples:
+    """Some of the samples of a split."""
+
+    samples: Samples
+    chosen: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[self.chosen[index]]
+
+
 class _Augmented(Dataset[Sample]):
     def __init__(self, samples: CachedSamples, augment: Augment, seed: int) -> None:
         self.samples, self.augment, self.seed = samples, augment, seed
@@ -121,10 +137,11 @@ class SegmentationData(LightningDataModule):
         steps_per_epoch: batches of an epoch; None: one pass over the data.
         num_workers: processes that load; 0 is right where the samples fit into the cache.
         cache_mb: memory for samples already read, in MiB per split and process; 0 for none.
+        shots: train on this many images alone, the first of an order that the seed draws, so that five are among ten.
         seed: of every draw.
 
     Raises:
-        UserError: a split without a sample, or an impossible setting.
+        UserError: a split without a sample, fewer training images than shots, or an impossible setting.
     """
 
     def __init__(
@@ -136,6 +153,7 @@ class SegmentationData(LightningDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int = 0,
         cache_mb: int = 1024,
+        shots: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -146,7 +164,7 @@ class SegmentationData(LightningDataModule):
             )
         self.source, self.augment, self.seed = source, augment, seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self._limit = cache_mb * 2**20
+        self.shots, self._limit = shots, cache_mb * 2**20
         self._splits: dict[str, CachedSamples] = {}
 
     def samples(self, split: str) -> CachedSamples:
@@ -157,8 +175,18 @@ class SegmentationData(LightningDataModule):
                 raise UserError(
                     f"{self.source.spec.name}: the {split} split holds no sample; look at the folder and data.*"
                 )
-            self._splits[split] = CachedSamples(samples, limit=self._limit)
+            chosen = self._few(samples) if split == "train" and self.shots is not None else samples
+            self._splits[split] = CachedSamples(chosen, limit=self._limit)
         return self._splits[split]
+
+    def _few(self, samples: Samples) -> Samples:
+        if not 1 <= (self.shots or 0) <= len(samples):
+            raise UserError(
+                f"data.shots={self.shots}: {self.source.spec.name} has {len(samples)} training images; "
+                f"allowed are 1 to {len(samples)}, or null for all"
+            )
+        order = np.random.default_rng([self.seed, _SHOTS]).permutation(len(samples))
+        return FewSamples(samples, tuple(int(i) for i in order[: self.shots]))
 
     def class_pixels(self) -> list[int]:
         """Labelled pixels per class in (at most `WEIGHED_SAMPLES` of) the training split."""

@@ -1,0 +1,115 @@
+"""A synthetic map sheet: what is on it, in which order it is drawn, and its labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfmadapt.datasets import _maps_areas as areas
+from vfmadapt.datasets._maps_curves import Points, beside, curve, inside, smooth, stroke
+from vfmadapt.datasets._maps_lettering import draw_lettering
+from vfmadapt.datasets._maps_lines import draw_paths, draw_railway, draw_river, draw_roads, draw_walls
+from vfmadapt.datasets._maps_plates import Plates
+from vfmadapt.datasets._maps_relief import draw_contours, draw_hachures, make_ground
+from vfmadapt.datasets._maps_scan import scan
+from vfmadapt.datasets._maps_styles import TRAIN_STYLES, Style
+from vfmadapt.datasets._procedural import Size, coordinates
+
+VERSION = 1
+"""Of the generator; another one draws other sheets from the same seeds."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A piece of a map: `image` uint8 RGB (H, W, 3), `labels` uint8 (H, W), the name of its style."""
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    style: str
+
+
+def render_sheet(seed: int, *, size: Size = (256, 256), style: Style | None = None) -> Sheet:
+    """One piece of a map sheet drawn by `seed`, in a style or in one of the training styles."""
+    rng = np.random.default_rng([seed, 4])  # 4: the stream of labelled maps
+    chosen = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
+    plates = Plates(rng, size, style or chosen)
+    river = curve(rng, size, step=14, turn=0.22) if rng.random() < 0.7 else None
+    make_ground(plates, river)
+    _ground(plates)
+    rivers = _water(plates, river)
+    _lines(plates, rivers)
+    draw_lettering(plates, rivers)
+    if rng.random() < 0.2:
+        _grid(plates)
+    return Sheet(scan(plates), plates.labels, plates.style.name)
+
+
+def _ground(plates: Plates) -> None:
+    """Relief, vegetation and lakes."""
+    rng = plates.rng
+    if rng.random() < 0.9:
+        (draw_hachures if rng.random() < 0.15 else draw_contours)(plates)
+    for draw, most in (
+        (areas.draw_wood, 3),
+        (areas.draw_orchard, 3),
+        (areas.draw_marsh, 2),
+        (areas.draw_vineyard, 4),
+    ):
+        for _ in range(rng.integers(0, most)):
+            draw(plates)
+    if rng.random() < 0.45:
+        areas.draw_lake(plates)
+
+
+def _water(plates: Plates, river: Points | None) -> list[Points]:
+    """The river of the valley, and streams."""
+    rng, drawn = plates.rng, []
+    for _ in range(rng.integers(0, 3)):
+        stream = curve(rng, plates.size, step=9, turn=0.4)
+        drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.2, 2.6)))
+    if river is not None:
+        drawn.append((river, rng.uniform(5, 24) if rng.random() < 0.75 else rng.uniform(1.5, 3)))
+    for line, width in drawn:
+        draw_river(plates, line, float(width))
+    return [line for line, _ in drawn]
+
+
+def _lines(plates: Plates, rivers: list[Points]) -> None:
+    """Roads and railways, free or down the valley, with houses and walls beside them."""
+    rng, style = plates.rng, plates.style
+    valley = rivers[-1:]
+    free = [_ashore(plates, step=24, turn=0.14) for _ in range(rng.integers(1, 5))]
+    along = [_accompany(plates, line) for line in valley if rng.random() < 0.5]
+    roads = [(line, style.roads[rng.integers(len(style.roads))]) for line in free + along]
+    rails = [_ashore(plates, step=32, turn=0.10) for _ in range(rng.choice([0, 1, 1, 2]))]
+    rails = [_accompany(plates, valley[0]) if valley and rng.random() < 0.4 else line for line in rails]
+    draw_paths(plates)
+    draw_walls(plates, [line for line, _ in roads] + rails)
+    lines = [line for line, _ in roads]
+    taken = np.maximum(stroke(plates.size, lines, 18), plates.lake | plates.river)
+    areas.draw_houses(plates, lines, np.maximum(taken, stroke(plates.size, rails, 18)))
+    draw_roads(plates, roads)
+    for line in rails:
+        draw_railway(plates, line, style.railways[rng.integers(len(style.railways))])
+
+
+def _ashore(plates: Plates, *, step: float, turn: float) -> Points:
+    """The one of four curves that keeps clearest of the lake."""
+    curves = [curve(plates.rng, plates.size, step=step, turn=turn) for _ in range(4)]
+    return min(curves, key=lambda line: sum(map(len, inside(line, plates.lake))))
+
+
+def _accompany(plates: Plates, river: Points) -> Points:
+    """A line down the valley, smoother than the river."""
+    away = float(plates.rng.choice([-1, 1]) * plates.rng.uniform(16, 50))
+    return smooth(beside(smooth(river, 24), away), 12)
+
+
+def _grid(plates: Plates) -> None:
+    """Two families of thin straight lines across everything."""
+    rng = plates.rng
+    u, v = coordinates(plates.size, float(rng.normal(0, 0.02)))
+    step = float(rng.uniform(60, 160))
+    shift = rng.uniform(0, step, 2)
+    near = np.minimum(np.abs((u + shift[0]) % step), np.abs((v + shift[1]) % step))
+    plates.draw(str(rng.choice(["black", "blue", "brown"])), np.clip(1.2 - near, 0, 1).astype(np.float32))

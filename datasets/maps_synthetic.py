@@ -1,0 +1,102 @@
+"""`maps_synthetic`: procedural sheets that look like scanned historical maps, written as PNG tiles.
+
+A sheet is drawn ink by ink in one of several styles (palette, signatures, type faces), printed with its faults on old
+paper and scanned. Lines are labelled as annotators draw them: a railway from the outside of one rail to that of the
+other, a road from casing to casing, a stream 5 pixels wide. Where features overlap, the label is that of the first of
+railway, road, river, built-up, lake, vineyard. Single dashed lines (footpaths, boundaries) are background.
+
+Training and validation sheets have one of four styles; test sheets have a fifth, from another range of seeds. A sixth
+is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the samples have none.
+"""
+
+from pathlib import Path
+
+from vfmadapt.contracts import ClassSpec, DataSpec, UserError
+from vfmadapt.datasets._maps_files import MapJob, write_tile
+from vfmadapt.datasets._maps_plates import NAMES
+from vfmadapt.datasets._maps_sheet import VERSION, Sheet, render_sheet
+from vfmadapt.datasets._maps_styles import STYLES, TEST_STYLE, TRAIN_STYLES
+from vfmadapt.datasets._png_tiles import PngTiles
+from vfmadapt.datasets._tiles import SPLITS, write_missing
+
+__all__ = ["CLASSES", "STYLES", "TEST_STYLE", "TRAIN_STYLES", "VERSION", "MapsSynthetic", "Sheet", "render_sheet"]
+
+_LINES = ("railway", "road", "river")
+_COLOURS = (
+    (240, 240, 240),
+    (229, 57, 53),
+    (251, 140, 0),
+    (66, 165, 245),
+    (142, 36, 170),
+    (21, 101, 192),
+    (84, 84, 84),
+)
+CLASSES = tuple(ClassSpec(name, colour, line=name in _LINES) for name, colour in zip(NAMES, _COLOURS, strict=True))
+
+# (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199, that is, over all training
+# styles; frozen with VERSION 1.
+_MEAN, _STD = (0.682, 0.650, 0.571), (0.240, 0.240, 0.237)
+
+
+class MapsSynthetic:
+    """Data source of procedural map sheets; `prepare` renders the tiles that are not there yet.
+
+    Args:
+        root: folder of the tiles; each generator version, style, seed and size has its own folder below.
+        train: number of training tiles.
+        val: number of validation tiles.
+        test: number of test tiles.
+        size: side of a tile in pixels.
+        style: one for all splits; by default training and test styles differ.
+        seed: another seed, other sheets.
+        workers: processes that render; 0 takes one per core, at most 8.
+
+    Raises:
+        UserError: an unknown style, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train: int = 600,
+        val: int = 12,
+        test: int = 40,
+        size: int = 256,
+        style: str | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        if style is not None and style not in STYLES:
+            raise UserError(f"data.style={style}: choose one of {', '.join(STYLES)}, or null for all of them")
+        if size < 64 or min(train, val, test) < 0 or seed < 0:
+            raise UserError(f"maps_synthetic: size={size} must be >= 64, seed={seed} and the numbers of tiles >= 0")
+        counts = {"train": train, "val": val, "test": test}
+        folder = Path(root) / f"v{VERSION}_{style or 'styles'}_seed{seed}_{size}px"
+        self._job = MapJob(folder, seed, size, counts, style)
+        self._workers = workers
+        self._spec = DataSpec(f"maps_synthetic@{VERSION}", ("red", "green", "blue"), CLASSES, _MEAN, _STD)
+
+    @property
+    def spec(self) -> DataSpec:
+        """Bands, classes and statistics."""
+        return self._spec
+
+    @property
+    def folder(self) -> Path:
+        """Where the tiles are: `<split>/images/<index>.png` and `<split>/masks/<index>.png`."""
+        return self._job.folder
+
+    def prepare(self) -> None:
+        """Render the tiles that are missing; does nothing where all are there."""
+        write_missing(self._job, write_tile, self._workers)
+
+    def split(self, name: str) -> PngTiles:
+        """The tiles of "train", "val" or "test".
+
+        Raises:
+            UserError: another name.
+        """
+        if name not in SPLITS:
+            raise UserError(f"maps_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
+        return PngTiles(self._job, name, self._spec.bands)

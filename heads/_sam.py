@@ -1,0 +1,184 @@
+"""Parts of segment-anything that several heads are made of, and how they are read from its checkpoints.
+
+Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from vfmadapt.contracts import BackboneSpec, MaskPrompts, UserError
+from vfmadapt.heads._resize import resolve_layers
+
+MASK_CHANNELS = 16  # of the convolutions that read a mask prompt ...
+DEPTH = 2  # ... two-way layers ...
+QUALITY_DEPTH = 3  # ... and layers of the head that predicts IoU: all as published
+
+DRAWN = 4.0  # logit of a drawn prompt: as sure as a good mask is, and ...
+DOT = 3.0  # ... radius of a drawn point, in values of the mask prompt
+
+_NECK = "image_encoder.neck."
+_OWN = (_NECK, "prompt_encoder.", "mask_decoder.")
+
+
+def deepest_fine_layer(spec: BackboneSpec, layers: Sequence[int] | None) -> int:
+    """The one block to read: the last of `layers`, by default the last with at most 16 pixels per cell, as SAM has."""
+    if layers is not None:
+        return resolve_layers(spec, tuple(layers))[-1]
+    fine = [i for i, stride in enumerate(spec.strides) if stride <= 16]
+    return fine[-1] if fine else spec.depth - 1
+
+
+def make_neck(channels: int, width: int) -> nn.Sequential:
+    """SAM's neck: a block's grid (B, channels, h, w) -> image embedding (B, width, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        LayerNorm2d(width),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        LayerNorm2d(width),
+    )
+
+
+def make_prompt_encoder(width: int) -> Any:
+    """SAM's prompt encoder for positions in 0..1, so that one serves every size of image."""
+    return PromptEncoder(width, image_embedding_size=(1, 1), input_image_size=(1, 1), mask_in_chans=MASK_CHANNELS)
+
+
+def make_mask_decoder(width: int, mlp_width: int, heads: int, masks: int) -> Any:
+    """SAM's mask decoder with one mask token and `masks` more.
+
+    Raises:
+        UserError: sizes that do not divide one another.
+    """
+    if width < 16 or width % 16 or heads < 1 or width // 2 % heads:  # attention halves the width, then splits it
+        raise UserError(
+            f"head.width={width} head.heads={heads}: width is a multiple of 16 and of twice the heads (published: "
+            "256 and 8)"
+        )
+    transformer = TwoWayTransformer(depth=DEPTH, embedding_dim=width, mlp_dim=mlp_width, num_heads=heads)
+    return MaskDecoder(
+        transformer_dim=width,
+        transformer=transformer,
+        num_multimask_outputs=masks,
+        iou_head_depth=QUALITY_DEPTH,
+        iou_head_hidden_dim=width,
+    )
+
+
+class Outlines(nn.Module):
+    """Corrects masks by what an early block still knows of outlines within a cell.
+
+    The early features that HQ-SAM adds to the decoder's own (Ke et al. 2023, "Segment Anything in High Quality",
+    https://arxiv.org/abs/2306.01567, §3.2), here beside the mask and its prompt in a few convolutions of their own, so
+    that the decoder stays as it is.
+
+    Args:
+        channels: of the early block.
+        width: of the image embedding; an eighth of it are the channels at the masks' resolution.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.read = nn.Sequential(
+            nn.ConvTranspose2d(channels, width, 2, stride=2),
+            LayerNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width // 8, 2, stride=2),
+        )
+        self.correct = nn.Sequential(
+            nn.Conv2d(width // 8 + 2, width // 8, 3, padding=1), nn.GELU(), nn.Conv2d(width // 8, 1, 3, padding=1)
+        )
+
+    def forward(self, masks: Tensor, seen: Tensor | None, early: Tensor) -> Tensor:
+        """Logits (B * M, T, 4h, 4w), corrected.
+
+        `seen`: the mask prompts (B, M, 4h, 4w), if any; `early`: the block's grid (B, channels, h, w).
+        """
+        count, several = masks.shape[:2]
+        known = torch.zeros_like(masks[:, :1]) if seen is None else seen.flatten(0, 1).unsqueeze(1)
+        beside = torch.cat([self.read(early).repeat_interleave(count // len(early), 0), known], 1)
+        rows = torch.cat([beside.repeat_interleave(several, 0), masks.flatten(0, 1).unsqueeze(1)], 1)
+        return masks + self.correct(rows).unflatten(0, (count, several)).squeeze(2)
+
+
+def place_in_grid(points: Tensor, padded: tuple[int, int]) -> Tensor:
+    """Pixels (..., 2) as x, y -> positions for `make_prompt_encoder`, which adds half a pixel of its own.
+
+    `padded`: (H, W) that the grid of cells covers.
+    """
+    size = points.new_tensor([padded[1], padded[0]])
+    return (points + 0.5) / size - 0.5
+
+
+def draw_prompts(prompts: MaskPrompts, cells: tuple[int, int], stride: int) -> Tensor:
+    """Points and boxes as a mask prompt (B, M, 4h, 4w): positive on the object, negative off it, 0 unknown.
+
+    They are added to `prompts.masks` where there are some. `cells`: (h, w) of the grid; `stride`: pixels per cell.
+    """
+    given = prompts.points if prompts.points is not None else prompts.boxes
+    if given is None:
+        assert prompts.masks is not None
+        return prompts.masks
+    step = stride / 4
+    rows, columns = ((torch.arange(4 * n, device=given.device) + 0.5) * step - 0.5 for n in cells)
+    drawn = given.new_zeros(*given.shape[:2], len(rows), len(columns))
+    if prompts.masks is not None:
+        drawn = drawn + prompts.masks
+    if prompts.boxes is not None:
+        left, top, right, bottom = prompts.boxes[..., None].unbind(2)
+        across, down = (columns >= left) & (columns <= right), (rows >= top) & (rows <= bottom)
+        drawn = drawn + DRAWN * (2.0 * (down[..., None] & across[..., None, :]) - 1)
+    if prompts.points is not None and prompts.labels is not None:
+        x, y = prompts.points[..., None, None].unbind(3)
+        dots = (columns - x).square() + (rows[:, None] - y).square() <= (DOT * step) ** 2
+        signs = torch.where(prompts.labels < 0, 0.0, 2 * prompts.labels - 1)  # -1: no point
+        drawn = drawn + DRAWN * (dots * signs[..., None, None]).sum(2)
+    return drawn
+
+
+def load_official(head: nn.Module, path: str | Path, *, fresh: Sequence[str] = ()) -> None:
+    """Fill neck, prompt encoder and mask decoder of `head` from a checkpoint of SAM (.pth, .safetensors).
+
+    Args:
+        head: with the modules `neck`, `prompt_encoder` and `mask_decoder`.
+        path: the file that the image encoder's weights are in, too.
+        fresh: beginnings of names that stay as they are.
+
+    Raises:
+        UserError: no such file, not such a checkpoint, or a tensor that is missing, left over or of another shape.
+    """
+    found = {_own_name(k): v for k, v in _read(Path(path).expanduser()).items() if k.startswith(_OWN)}
+    wanted = head.state_dict()
+    own, state = ({k: v for k, v in s.items() if not k.startswith(tuple(fresh))} for s in (wanted, found))
+    for key in sorted(own.keys() | state.keys()):
+        if key not in state or key not in own:
+            reason = f"{key} is {'missing' if key in own else 'left over'}"
+        elif own[key].shape != state[key].shape:
+            reason = f"{key} is {tuple(state[key].shape)}, needed {tuple(own[key].shape)}"
+        else:
+            continue
+        raise UserError(f"head.weights={path} does not fit: {reason}; give a checkpoint of SAM (sam_vit_*.pth)")
+    head.load_state_dict(state, strict=not fresh)
+
+
+def _own_name(key: str) -> str:
+    return key.removeprefix("image_encoder.")
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"head.weights={path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # corrupt, or pickled code
+        raise UserError(f"head.weights={path} cannot be read: {' '.join(str(error).split())[:160]}") from error
+    return state

@@ -1,0 +1,332 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.transform import Affine
+from scipy.ndimage import binary_dilation, distance_transform_edt
+
+from vfmadapt import predict, train
+from vfmadapt.build import compose
+from vfmadapt.contracts import DataSource, Samples, UserError
+from vfmadapt.datasets import _maps_curves as curves
+from vfmadapt.datasets._maps_files import write_tile
+from vfmadapt.datasets._maps_lettering import _font, _straight, _Writer
+from vfmadapt.datasets._maps_lines import draw_railway, draw_river, draw_roads
+from vfmadapt.datasets._maps_plates import NAMES, Plates
+from vfmadapt.datasets._maps_scan import ORDER, scan
+from vfmadapt.datasets._maps_styles import Road
+from vfmadapt.datasets.geotiff_folder import GeotiffFolder
+from vfmadapt.datasets.maps_synthetic import CLASSES, STYLES, TEST_STYLE, TRAIN_STYLES, MapsSynthetic, render_sheet
+
+SIZE = 96
+COUNTS = {"train": 5, "val": 1, "test": 2}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> MapsSynthetic:
+    made = MapsSynthetic(tmp_path_factory.mktemp("maps"), size=SIZE, workers=1, **COUNTS)
+    made.prepare()
+    return made
+
+
+def plates(style: str = "atlas", size: tuple[int, int] = (80, 100), **changes) -> Plates:
+    return Plates(np.random.default_rng(0), size, replace(STYLES[style], **changes))
+
+
+def level(row: float) -> np.ndarray:
+    """A straight line from left to right."""
+    return curves.resample(np.float32([[-10, row], [110, row]]))
+
+
+def upright(column: float) -> np.ndarray:
+    return curves.resample(np.float32([[column, -10], [column, 90]]))
+
+
+def test_same_seed_same_pixels_other_seed_others() -> None:
+    first, again, other = (render_sheet(seed, size=(64, 80)) for seed in (5, 5, 6))
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.labels, again.labels)
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_every_style_draws_every_class() -> None:
+    for style in STYLES.values():
+        sheets = [render_sheet(seed, size=(96, 128), style=style) for seed in range(8)]
+        for sheet in sheets:
+            assert (sheet.image.shape, sheet.image.dtype) == ((96, 128, 3), np.uint8)
+            assert (sheet.labels.shape, sheet.labels.dtype) == ((96, 128), np.uint8)
+            assert sheet.style == style.name
+            assert sheet.image.std() > 12  # neither blank nor all ink
+        counts = np.bincount(np.concatenate([s.labels.ravel() for s in sheets]), minlength=len(NAMES))
+        assert len(counts) == len(NAMES)
+        assert (counts > 50).all(), dict(zip(NAMES, counts, strict=True))
+
+
+def test_styles_of_training_and_testing_share_no_palette_line_or_face() -> None:
+    assert TEST_STYLE not in TRAIN_STYLES
+    assert {render_sheet(seed, size=(64, 64)).style for seed in range(14)} == {s.name for s in TRAIN_STYLES}
+    for held_out in (TEST_STYLE, STYLES["field"]):
+        for style in TRAIN_STYLES:
+            assert style.paper != held_out.paper
+            assert all(style.inks[ink] != held_out.inks[ink] for ink in ORDER)
+            assert not set(style.railways) & set(held_out.railways)
+            assert not set(style.roads) & set(held_out.roads)
+            assert style.vineyards != held_out.vineyards
+        seen = {face for style in TRAIN_STYLES for face in style.faces}
+        assert not set(TEST_STYLE.faces) & seen
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_a_railways_label_covers_its_ink_and_what_lies_between(style: str) -> None:
+    for railway in STYLES[style].railways:
+        sheet = plates(style)
+        draw_railway(sheet, level(40), railway)
+        label = sheet.labels == NAMES.index("railway")
+        ink = sheet.covers["black"] > 0.5
+        assert not (ink & ~binary_dilation(label)).any()
+        wide = label[:, 20:80].sum(axis=0)
+        assert railway.width[0] - 1 <= wide.min() <= wide.max() <= max(railway.width[1], 9) + 1
+        if railway.kind == "rails":  # two lines, and paper between them
+            changes = np.abs(np.diff(ink[:, 50].astype(int))).sum()
+            assert changes == 4
+
+
+def test_what_is_drawn_later_lies_above() -> None:
+    sheet = plates()
+    sheet.label("vineyard", np.ones(sheet.size, dtype=np.float32))
+    draw_river(sheet, level(20), 12.0)
+    draw_roads(sheet, [(upright(30), Road((10, 10), (1, 1), (1, 1)))])
+    draw_railway(sheet, level(50), STYLES["atlas"].railways[0])
+    at = {place: NAMES[sheet.labels[place]] for place in ((5, 60), (20, 60), (20, 30), (5, 30), (50, 60), (50, 30))}
+    assert list(at.values()) == ["vineyard", "river", "road", "road", "railway", "railway"]
+    assert sheet.covers["blue"][20, 28:33].max() == 0  # the bridge's deck is free of water
+    assert sheet.covers["black"][8:32, 30].max() == 0  # and of its own casings
+
+
+def test_roads_open_into_one_another() -> None:
+    sheet = plates()
+    road = Road((10, 10), (1, 1), (1, 1))
+    draw_roads(sheet, [(level(40), road), (upright(50), road)])
+    assert sheet.covers["black"][40, :].max() == 0
+    assert sheet.covers["black"][:, 50].max() == 0
+    assert sheet.covers["black"][40 - 5, 10:40].min() > 0.4
+
+
+def test_lines_end_at_a_lake() -> None:
+    sheet = plates()
+    sheet.lake[:, 40:60] = True
+    draw_railway(sheet, level(40), STYLES["atlas"].railways[0])
+    draw_river(sheet, level(20), 2.0)
+    assert (sheet.labels[:, 44:56] == 0).all()
+    assert (sheet.labels[:, 65:95] > 0).any()
+
+
+def test_a_stream_is_labelled_wider_than_its_ink() -> None:
+    sheet = plates()
+    draw_river(sheet, level(40), 1.5)
+    assert (sheet.labels[:, 20:80] == NAMES.index("river")).sum(axis=0).min() >= 5
+    assert 1 <= (sheet.covers["blue"][:, 50] > 0.5).sum() <= 3
+
+
+def test_parallel_curves_dashes_and_bars_have_their_measures() -> None:
+    line = curves.curve(np.random.default_rng(3), (200, 200), step=30, turn=0.05)
+    steps = np.hypot(*np.diff(line, axis=0).T)
+    assert steps == pytest.approx(curves.STEP, abs=0.05)
+    for distance in (8, -8):
+        away = np.hypot(*(curves.beside(line, distance)[:, None] - line[None]).transpose(2, 0, 1)).min(axis=1)
+        assert away[5:-5] == pytest.approx(8, abs=0.5)
+    assert curves.beside(level(40), 8)[:, 1] == pytest.approx(32)  # left of a line to the right is up
+    pieces = curves.dashes(line, 8, 6)
+    assert all(len(p) == 5 for p in pieces)
+    assert len(pieces) == pytest.approx(len(line) * curves.STEP / 14, abs=2)
+    assert all(np.hypot(*(bar[1] - bar[0])) == pytest.approx(5, abs=1e-3) for bar in curves.bars(line, 10, 2, 3))
+
+
+def test_letters_follow_the_line_and_never_run_into_others() -> None:
+    sheet = plates(size=(120, 300))
+    writer = _Writer(sheet)
+    writer.write("Matt", _straight((20, 60), 0.0), "STIXGeneral.ttf", 24, 2)
+    first = writer.cover()
+    rows = np.flatnonzero(first.max(axis=1) > 0.5)
+    assert 38 <= rows.min() < rows.max() <= 60  # on its base line
+    writer.write("Unterwald", _straight((30, 66), 0.2), "STIXGeneral.ttf", 24, 2)
+    assert np.array_equal(writer.cover(), first)
+    writer.write("Berg", _straight((160, 110), np.pi / 4), "cmti10.ttf", 24, 2)
+    added = (writer.cover() - first) > 0.5
+    y, x = np.nonzero(added)
+    assert np.polyfit(x, y, 1)[0] == pytest.approx(-1, abs=0.35)
+
+
+def test_type_faces_are_there() -> None:
+    names = {_font(face, 20).getname() for style in STYLES.values() for face in style.faces}
+    assert len(names) >= 10
+
+
+def test_worn_sheets_are_printed_out_of_register() -> None:
+    def shift(wear: float, seed: int) -> float:
+        sheet = plates(wear=(wear, wear))
+        sheet.rng = np.random.default_rng(seed)
+        sheet.covers["blue"][30:50, 30:70] = 1
+        red = scan(sheet)[..., 0].astype(float)
+        y, x = np.nonzero(red < (red.min() + red.max()) / 2)
+        return float(np.hypot(y.mean() - 39.5, x.mean() - 49.5))
+
+    fresh, worn = (np.mean([shift(wear, seed) for seed in range(6)]) for wear in (0.0, 1.0))
+    assert fresh < 0.6
+    assert worn > 2 * fresh
+
+
+def test_files_and_samples(source: MapsSynthetic) -> None:
+    assert isinstance(source, DataSource)
+    assert isinstance(source.split("train"), Samples)
+    assert [len(source.split(s)) for s in COUNTS] == list(COUNTS.values())
+    assert not list(source.folder.rglob(".*"))
+    for split in COUNTS:
+        for sample in (source.split(split)[i] for i in range(COUNTS[split])):
+            assert (sample["image"].shape, sample["image"].dtype) == ((3, SIZE, SIZE), torch.float32)
+            assert (sample["mask"].shape, sample["mask"].dtype) == ((SIZE, SIZE), torch.int64)
+            assert 0 <= sample["image"].min() <= sample["image"].max() <= 1
+            assert sample["valid"].all()
+            assert sample.get("crs") is None
+    assert [c.name for c in CLASSES if c.line] == ["railway", "road", "river"]
+    with pytest.raises(IndexError):
+        source.split("val")[1]
+
+
+def test_folder_reader_reads_the_same(source: MapsSynthetic) -> None:
+    folder = GeotiffFolder(root=str(source.folder), classes=[c.name for c in CLASSES])
+    for split in ("train", "test"):
+        ours, theirs = source.split(split)[0], folder.split(split)[0]
+        assert torch.allclose(ours["image"], theirs["image"])
+        assert torch.equal(ours["mask"], theirs["mask"])
+
+
+def test_prepare_writes_what_is_missing_alone(source: MapsSynthetic) -> None:
+    before = {p: p.stat().st_mtime_ns for p in source.folder.rglob("*.png")}
+    assert len(before) == 2 * sum(COUNTS.values())
+    gone = source.folder / "train" / "masks" / "00002.png"
+    kept = gone.read_bytes()
+    gone.unlink()
+    (source.folder / "done.json").unlink()
+    source.prepare()
+    assert gone.read_bytes() == kept
+    del before[gone]
+    changed = [p for p, time in before.items() if p.stat().st_mtime_ns != time]
+    assert changed == [source.folder / "train" / "images" / "00002.png"]
+
+
+def test_worker_processes_write_the_same_tiles(tmp_path: Path) -> None:
+    counts = {"train": 13, "val": 0, "test": 1}
+    made = MapsSynthetic(tmp_path, size=64, workers=2, **counts)
+    made.prepare()
+    files = sorted(made.folder.rglob("*.png"))
+    assert len(files) == 28
+    bytes_of = {p: p.read_bytes() for p in files}
+    for split, index in (("train", 12), ("test", 0)):
+        write_tile(made._job, split, index)
+    assert bytes_of == {p: p.read_bytes() for p in files}
+
+
+def test_one_style_for_all_splits(tmp_path: Path, source: MapsSynthetic) -> None:
+    field = MapsSynthetic(tmp_path, size=64, style="field", train=1, val=0, test=1)
+    assert field.folder.name != MapsSynthetic(tmp_path, size=64).folder.name
+    field.prepare()
+    for split, seed in (("train", 0), ("test", 2_000_000)):
+        wanted = render_sheet(seed, size=(64, 64), style=STYLES["field"])
+        assert np.array_equal(np.asarray(Image.open(field.folder / split / "images" / "00000.png")), wanted.image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"style": "baroque"}, "data.style=baroque"), ({"size": 16}, "size=16"), ({"val": -1}, "tiles")],
+)
+def test_user_errors_are_one_line(tmp_path: Path, settings: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        MapsSynthetic(tmp_path, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_splits_and_unrendered_tiles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no split 'dev'"):
+        MapsSynthetic(tmp_path).split("dev")
+    with pytest.raises(UserError, match="prepare"):
+        MapsSynthetic(tmp_path).split("val")[0]
+
+
+def run(folder: Path, name: str, *more: str) -> dict:
+    small = ["loader.batch_size=2", "loader.crop=32", "loader.steps_per_epoch=1", "trainer.max_steps=1", "previews=0"]
+    data = [f"data_root={folder}", f"data.size={SIZE}", "data.train=3", "data.val=1", "data.test=1", "data.workers=1"]
+    return train.main(compose("train", ["experiment=maps", *small, *data, f"output={folder / name}", *more]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return run(tmp_path_factory.mktemp("run"), "first")
+
+
+def test_training_measures_lines(trained: dict) -> None:
+    json.dumps(trained, allow_nan=False)
+    for kind in ("completeness", "correctness", "quality", "skeleton_recall"):
+        assert list(trained[kind]) == ["railway", "road", "river"]
+
+
+def test_few_shot_training_goes_on_from_a_file(trained: dict, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    still = ["data.style=field", "data.shots=2", "task.lr=1e-12", "task.weight_decay=0"]
+    again = run(tmp_path, "again", f"adapter_file={trained['adapter_file']}", *still)
+    one, other = load_file(trained["adapter_file"]), load_file(again["adapter_file"])
+    assert all(torch.allclose(one[k], other[k], atol=1e-6) for k in one)
+    with pytest.raises(UserError, match="no such adapter file"):
+        run(tmp_path, "none", f"adapter_file={tmp_path / 'none.safetensors'}")
+    with pytest.raises(UserError, match="does not fit"):
+        run(tmp_path, "other", f"adapter_file={trained['adapter_file']}", "head=linear")
+
+
+@pytest.mark.parametrize("place", ["none", "world file", "control points"])
+def test_a_scans_place_is_carried_through(trained: dict, tmp_path: Path, place: str) -> None:
+    sheet = render_sheet(1, size=(100, 140))
+    scanned, mapped = tmp_path / "sheet.png", tmp_path / "map.tif"
+    transform, points = Affine(1.25, 0, 600_000, 0, -1.25, 200_000), []
+    if place == "control points":
+        scanned = tmp_path / "sheet.tif"
+        corners = ((0, 0), (0, 140), (100, 140), (100, 0))
+        points = [GroundControlPoint(r, c, 6e5 + 1.3 * c, 2e5 - 1.2 * r, id=str(i)) for i, (r, c) in enumerate(corners)]
+        shape = {"height": 100, "width": 140, "count": 3, "dtype": "uint8", "gcps": points, "crs": "EPSG:21781"}
+        with rasterio.open(scanned, "w", driver="GTiff", **shape) as file:
+            file.write(sheet.image.transpose(2, 0, 1))
+    else:
+        Image.fromarray(sheet.image).save(scanned)
+    if place == "world file":
+        a, b, c, d, e, f = transform[:6]
+        numbers = (a, d, b, e, c + a / 2, f + e / 2)  # of the first pixel's centre
+        scanned.with_suffix(".pgw").write_text("\n".join(map(str, numbers)))
+    settings = [f"input={scanned}", f"adapter_file={trained['adapter_file']}", f"output={mapped}", "tile=64"]
+    result = predict.main(compose("predict", [*settings, "overlap=16", "device=cpu", "preview=false"]))
+    assert sum(result["pixels_per_class"].values()) == 100 * 140
+    with rasterio.open(mapped) as file:
+        assert file.shape == (100, 140)
+        assert file.crs is None
+        assert file.transform == (transform if place == "world file" else Affine.identity())
+        found, crs = file.gcps
+        assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+        assert (crs and crs.to_epsg()) == (21781 if points else None)
+
+
+def test_scale_and_palette_are_those_of_a_real_sheet(real_data: Path) -> None:
+    folder = real_data / "maps"
+    mask = np.asarray(Image.open(folder / "siegfried_railway_mask.png")) > 0
+    width = 2 * np.quantile(distance_transform_edt(mask)[mask], 0.99) - 1
+    atlas = STYLES["atlas"]
+    assert atlas.railways[0].width[0] - 1 <= width <= atlas.railways[0].width[1] + 1
+    real = np.asarray(Image.open(folder / "siegfried_railway.png").convert("RGB"), dtype=float)
+    drawn = np.stack([render_sheet(seed, style=atlas).image for seed in range(5)]).astype(float)
+    for measure in (lambda p: np.median(p, (-3, -2)), lambda p: p.std((-3, -2))):
+        assert (measure(real) >= measure(drawn).min(0) - 15).all()
+        assert (measure(real) <= measure(drawn).max(0) + 15).all()

@@ -1,0 +1,221 @@
+"""MapSAM: published counts, where its prompts lie, what its masked attention can see, and how its parts are trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from vfmadapt.adapters.mapsam_dora import ColumnDora, MapSamDora
+from vfmadapt.contracts import ClassSpec, DataSpec, Features, UserError
+from vfmadapt.heads._mapsam import attended_cells, margin, mean_where, select_points, two_way
+from vfmadapt.heads._sam import make_mask_decoder
+from vfmadapt.heads.mapsam import MapSamHead
+from vfmadapt.heads.sam import SamHead
+from vfmadapt.losses import SegmentationLoss
+from vfmadapt.model import AdaptedModel
+from vfmadapt.tasks.segmentation import SegmentationTask
+from vfmadapt.testing import adapted, vit_spec
+
+SMALL = {"width": 32, "mlp_width": 64, "heads": 2}
+
+
+def make_head(classes: int = 3, **settings) -> MapSamHead:
+    torch.manual_seed(0)
+    return MapSamHead(vit_spec(8, 4), num_classes=classes, **{**SMALL, **settings})
+
+
+def make_features(head: MapSamHead, cells: tuple[int, int] = (3, 5), batch: int = 2) -> Features:
+    g = torch.Generator().manual_seed(1)
+    grids = tuple(torch.randn(batch, 8, *cells, generator=g) for _ in head.layers)
+    return Features(grids, tuple(x.new_zeros(batch, 0, 8) for x in grids), head.layers, (16,) * len(grids))
+
+
+def test_published_counts() -> None:
+    spec = vit_spec(768, 12)  # as far as they go, ViT-B's
+    with torch.device("meta"):
+        adapter, head = MapSamDora(spec), MapSamHead(spec, num_classes=1, train_neck=False)
+    parts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in [("adapter", adapter), *head.named_children()]
+    }
+    del parts["neck"]  # SAM's own, frozen
+    assert parts == {
+        "adapter": 147_456 + 18_432,
+        "prompt_encoder": 6_220,
+        "mask_decoder": 3_637_377,
+        "generators": 4 * 17_665,
+    }
+    assert sum(parts.values()) == 3_880_145
+    assert sum(p.numel() for p in head.parameters() if p.requires_grad) == 3_577_220
+    assert head.layers == (0, 4, 8, 11)
+
+
+def test_column_lengths_are_the_trained_ones() -> None:
+    torch.manual_seed(0)
+    layer, weight = ColumnDora(6, 9, rank=2), torch.randn(9, 6)
+    weight[:, 4] = 0
+    with torch.no_grad():
+        layer.magnitude.uniform_(1, 2)
+        layer.down.normal_()
+        layer.down[:, 4] = 0
+    found = layer(weight)
+    found.sum().backward()
+    want = layer.magnitude.detach()[0] * (torch.arange(6) != 4)
+    torch.testing.assert_close(found.norm(dim=0), want)
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_a_new_adapter_changes_no_bit_and_rank_0_is_refused() -> None:
+    weight = torch.randn(9, 6)
+    layer = ColumnDora(6, 9, rank=2)
+    layer.magnitude.data.copy_(weight.norm(dim=0, keepdim=True))
+    assert torch.equal(layer(weight), weight)
+    with pytest.raises(UserError, match="rank=0 must be at least 1"):
+        MapSamDora(vit_spec(8), rank=0)
+
+
+def test_a_class_is_where_it_exceeds_the_others() -> None:
+    scores = torch.randn(2, 4, 5, 7)
+    likeliest = torch.nn.functional.one_hot(scores.argmax(1), 4).movedim(-1, 1).bool()
+    assert torch.equal(attended_cells(scores), likeliest.flatten(2))
+    torch.testing.assert_close(margin(scores + torch.randn(2, 1, 5, 7)), margin(scores))
+    assert torch.equal(margin(scores[:, :1]), scores[:, :1])
+
+
+def test_points_lie_where_the_scores_say_in_any_shape() -> None:
+    scores = torch.rand(1, 1, 4, 11)
+    scores[0, 0, 3, 9], scores[0, 0, 1, 10], scores[0, 0, 2, 0], scores[0, 0, 0, 7] = 5, 4, -5, -4
+    points, labels = select_points(scores)
+    assert points.tolist() == [[[[9, 3], [10, 1], [0, 2], [7, 0]]]]
+    assert labels.tolist() == [[[1, 1, 0, 0]]]
+
+
+def test_semantic_prompt_is_a_mean_over_the_class_or_nothing() -> None:
+    cells = torch.tensor([[[True, False, True, False], [False] * 4]])
+    embedding = torch.arange(8.0).view(1, 2, 2, 2)
+    assert mean_where(cells, embedding).tolist() == [[[1, 5], [0, 0]]]
+
+
+def decoded(image: torch.Tensor, cells: torch.Tensor, *, published: bool = False) -> torch.Tensor:
+    """Tokens of two classes after one layer, without the last attention, which is not masked."""
+    torch.manual_seed(0)
+    transformer = make_mask_decoder(32, 64, 2, 1).transformer
+    transformer.layers = transformer.layers[:1]
+    for parameter in transformer.final_attn_token_to_image.out_proj.parameters():
+        nn.init.zeros_(parameter)
+    owners = torch.tensor([[0.5, 0.5], [1, 0], [0, 1]])
+    places, tokens, none = torch.randn(1, 12, 32), torch.randn(1, 3, 32), torch.zeros(1, 1, 32)
+    return two_way(transformer, image, places, tokens, none, owners=owners, cells=cells, published=published)[0]
+
+
+def test_tokens_see_the_cells_of_their_class_alone() -> None:
+    image, cells = torch.randn(1, 12, 32), torch.zeros(1, 2, 12, dtype=torch.bool)
+    cells[0, 0, :4], cells[0, 1, 4:7] = True, True
+    before = decoded(image, cells)
+    image[0, 5] += 1
+    after = decoded(image, cells)
+    assert torch.equal(before[0, 1], after[0, 1])
+    assert not torch.allclose(before[0, 0], after[0, 0])  # the token of no class sees both
+    assert not torch.allclose(before[0, 2], after[0, 2])
+    image[0, 8:] = 9
+    assert torch.equal(decoded(image, cells), after)
+
+
+def test_published_attention_hardly_tells_the_cells_inside_apart() -> None:
+    """A softmax of values in 0..1: no cell weighs more than e times another, however well it fits."""
+    image, cells = 30 * torch.randn(1, 12, 32), torch.ones(1, 2, 12, dtype=torch.bool)
+    mean, spread = decoded(image.mean(1, keepdim=True).expand_as(image), cells), {}
+    for published in (False, True):
+        spread[published] = (decoded(image, cells, published=published) - mean).norm()
+    assert spread[True] < 0.6 * spread[False]
+
+
+def test_a_class_without_a_cell_attends_everywhere() -> None:
+    image, cells = torch.randn(1, 12, 32), torch.ones(1, 2, 12, dtype=torch.bool)
+    everywhere = decoded(image, cells)
+    cells[0, 1] = False
+    assert torch.equal(decoded(image, cells), everywhere)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_images_of_a_batch_are_independent(classes: int) -> None:
+    head = make_head(classes)
+    both = make_features(head)
+    for alone, together in zip(
+        head.supervised(both.rows(1, 2), (43, 75)), head.supervised(both, (43, 75)), strict=True
+    ):
+        torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_generator_learns_from_the_coarse_logits_alone() -> None:
+    head = make_head()
+    masks, coarse = head.supervised(make_features(head), (43, 75))
+    masks.square().mean().backward(retain_graph=True)
+    assert all(p.grad is None for p in head.generators.parameters())
+    coarse.square().mean().backward()
+    assert all(p.grad.any() for p in head.generators.parameters())
+
+
+@pytest.mark.parametrize("detail", [False, True])
+def test_masks_see_the_first_block_for_detail(detail: bool) -> None:
+    head = make_head(detail=detail)
+    features = make_features(head)
+    for grid in features.grids:
+        grid.requires_grad_()
+    head(features, (43, 75)).square().mean().backward()
+    assert features.grids[-1].grad.any()
+    assert (features.grids[0].grad is not None and features.grids[0].grad.any()) == detail
+
+
+def test_learns_to_tell_classes_apart() -> None:
+    head, loss = make_head(), SegmentationLoss()
+    features, size = make_features(head, (4, 6)), (64, 96)
+    labels = features.grids[-1][:, :3].argmax(1).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    optimiser = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=6e-3)
+    for _ in range(30):
+        optimiser.zero_grad()
+        torch.stack([loss(found, labels)["loss"] for found in head.supervised(features, size)]).sum().backward()
+        optimiser.step()
+    assert (head(features, size).argmax(1) == labels).float().mean() > 0.9  # by chance: 0.33
+
+
+def test_the_task_adds_the_loss_of_the_coarse_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = adapted("mapsam_dora")
+    classes = tuple(ClassSpec(name, (0, 0, 0)) for name in "abc")
+    spec = DataSpec("noise", ("r", "g", "b"), classes, (0.0,) * 3, (1.0,) * 3)
+    model = AdaptedModel(backbone, MapSamHead(backbone.spec, num_classes=3, **SMALL), spec=spec)
+    task = SegmentationTask(model, class_weights=None)
+    task.trainer = Trainer(max_steps=1, logger=False, accelerator="cpu", enable_checkpointing=False)
+    monkeypatch.setattr(task, "complete", lambda loss: loss)
+    monkeypatch.setattr(task, "log_dict", lambda _: None)
+    image, mask = torch.randn(2, 3, 48, 64), torch.randint(0, 3, (2, 48, 64))
+    batch = {"image": image, "valid": torch.ones(2, 48, 64).bool(), "mask": mask}
+    first, coarse = model.supervised(image)
+    assert torch.equal(first, model(image))
+    want = task.loss(first, mask)["loss"] + task.loss(coarse, mask)["loss"]
+    torch.testing.assert_close(task.training_step(batch, 0), want)
+
+
+def test_weights_of_sam(tmp_path: Path) -> None:
+    sam = SamHead(vit_spec(8, 4), num_classes=2, **SMALL)
+    official = {f"image_encoder.{k}" if k.startswith("neck") else k: v for k, v in sam.state_dict().items()}
+    torch.save(official, path := tmp_path / "sam.pth")
+    head = make_head(weights=str(path), train_neck=False)
+    found, fresh = head.state_dict(), ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
+    for name, tensor in sam.state_dict().items():
+        if not any(part in name for part in fresh):
+            assert torch.equal(found[name], tensor), name
+    assert not any(p.requires_grad for p in head.neck.parameters())
+    torch.save({k: v for k, v in official.items() if "no_mask" not in k}, path)
+    with pytest.raises(UserError, match=r"no_mask_embed.weight is missing"):
+        make_head(weights=str(path))
+
+
+def test_blocks_that_one_neck_cannot_read_are_refused() -> None:
+    spec = replace(vit_spec(8, 6), dims=(4, 8, 8, 8, 8, 16), strides=(8, 16, 16, 16, 16, 32))
+    assert MapSamHead(spec, num_classes=2, **SMALL).layers == (1, 2, 3, 4)
+    assert MapSamHead(spec, num_classes=2, layers=(2, -2), **SMALL).layers == (2, 4)
+    with pytest.raises(UserError, match=r"head.layers=\[0, 4\].*like block 4 are 1, 2, 3, 4"):
+        MapSamHead(spec, num_classes=2, layers=(0, 4), **SMALL)
