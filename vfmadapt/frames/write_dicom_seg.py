@@ -1,0 +1,71 @@
+"""Label maps as DICOM segmentations that refer to the images that they were drawn on."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfmadapt.errors import UserError
+from vfmadapt.files import atomic_path
+from vfmadapt.frames.clip import ClipInfo
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
+
+
+def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Sequence[str], info: ClipInfo) -> Path:
+    """Write labels (T, H, W) as a binary DICOM segmentation (highdicom) with a segment for each label 1, 2, ...
+
+    `names` are the segments' labels. Their category and type are SNOMED's "Tissue", because no name says which tissue.
+
+    Raises:
+        UserError: the clip was not read from DICOM, or nothing was found in any frame.
+    """
+    import highdicom
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+    from pydicom import dcmread
+
+    if not info.sources:
+        raise UserError(
+            f"{path}: a DICOM segmentation refers to DICOM images, and {info.path} is none; write .nii.gz instead"
+        )
+    if not labels.any():
+        raise UserError(f"{path}: nothing was found in any frame, and DICOM has no empty segmentation; write .nii.gz")
+    made = Segmentation(
+        source_images=[dcmread(file, stop_before_pixels=True) for file in info.sources],
+        pixel_array=labels,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(number, name) for number, name in enumerate(names, start=1)],
+        series_instance_uid=highdicom.UID(),
+        series_number=100,  # beyond what a scanner counts to in a study
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="vfmadapt",
+        manufacturer_model_name="vfmadapt",
+        software_versions=version("vfmadapt"),
+        device_serial_number="0",
+        series_description="Tracked structures",
+    )
+    with atomic_path(path) as temporary:
+        made.save_as(temporary)
+    return Path(path)
+
+
+def _segment(number: int, name: str) -> "SegmentDescription":
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=codes.SCT.Tissue,
+        segmented_property_type=codes.SCT.Tissue,
+        algorithm_type=SegmentAlgorithmTypeValues.SEMIAUTOMATIC,  # somebody placed the prompt
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name="vfmadapt", version=version("vfmadapt"), family=codes.DCM.ArtificialIntelligence
+        ),
+    )
