@@ -20,6 +20,7 @@ ALLOWED = {
     "vfmadapt.datasets": {*SEAMS, "vfmadapt.raster"},
     "vfmadapt.files": {"vfmadapt.errors"},
     "vfmadapt.raster": {*SEAMS, "vfmadapt.files"},
+    "vfmadapt.tracking": {*SEAMS, "vfmadapt.frames", "vfmadapt.host", "vfmadapt.model"},
     "vfmadapt.losses": SEAMS,
     "vfmadapt.metrics": SEAMS,
     "vfmadapt.merging": SEAMS,
