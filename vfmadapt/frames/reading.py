@@ -8,6 +8,7 @@ from typing import Any
 
 from vfmadapt.errors import UserError
 from vfmadapt.frames.clip import Clip
+from vfmadapt.frames.images import IMAGES
 
 # ending -> module of this package and its reader; a module is imported when it is first needed
 _READERS = {
@@ -27,9 +28,8 @@ _READERS = {
     ".png": "images.PagesClip",
     ".jpg": "images.PagesClip",
     ".jpeg": "images.PagesClip",
+    ".bmp": "images.PagesClip",
 }
-
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def open_clip(path: str | Path, **options: Any) -> Clip:
