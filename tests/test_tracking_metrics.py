@@ -150,18 +150,18 @@ def test_nothing_to_compare_is_undefined_and_left_out_of_means():
     absent.update(1, EMPTY, EMPTY)
     assert absent.compute()["dice3d"] is None
     assert absent.compute()["j"] == 1
-    assert average([alone, counted()])["dice"] == counted()["dice"]
+    assert average([alone, counted()], ["dice"])["dice"] == counted()["dice"]
 
 
 def test_confidence_intervals():
     rng = np.random.default_rng(0)
     scores = [dict.fromkeys(MEANS, None) | {"dice": v} for v in rng.normal(0.7, 0.1, 60)]
-    low, high = confidence_intervals(scores)["dice"]
-    mean = average(scores)["dice"]
+    low, high = confidence_intervals(scores, MEANS)["dice"]
+    mean = average(scores, ["dice"])["dice"]
     half = 1.96 * np.std([s["dice"] for s in scores]) / math.sqrt(60)
     assert low == pytest.approx(mean - half, abs=0.3 * half)
     assert high == pytest.approx(mean + half, abs=0.3 * half)
-    assert confidence_intervals(scores)["dice"] == [low, high]
-    assert confidence_intervals(scores)["hd95"] is None
-    assert confidence_intervals(scores[:1])["dice"] is None
-    assert confidence_intervals([scores[0], scores[0]])["dice"] == pytest.approx([scores[0]["dice"]] * 2)
+    assert confidence_intervals(scores, MEANS)["dice"] == [low, high]
+    assert confidence_intervals(scores, MEANS)["hd95"] is None
+    assert confidence_intervals(scores[:1], MEANS)["dice"] is None
+    assert confidence_intervals([scores[0], scores[0]], MEANS)["dice"] == pytest.approx([scores[0]["dice"]] * 2)

@@ -35,13 +35,13 @@ def info(**facts: object) -> ClipInfo:
 
 
 def tracked(about: ClipInfo) -> Tracked:
-    """Structure 1 moves two columns a frame and is gone in the last; structure 2 rests."""
+    """Structure 3 moves two columns a frame and is gone in the last; structure 7 rests."""
     labels = np.zeros((about.frames, about.height, about.width), dtype=np.uint8)
     for i in range(about.frames - 1):
-        labels[i, 10:20, 4 + 2 * i : 10 + 2 * i] = 1
-    labels[:, 30:36, 20:28] = 2
-    present = np.array([[(labels[i] == k).any() for k in (1, 2)] for i in range(about.frames)])
-    return Tracked(about, ("tumour", "liver"), (1, 0), labels, present.astype(np.float32), present)
+        labels[i, 10:20, 4 + 2 * i : 10 + 2 * i] = 3
+    labels[:, 30:36, 20:28] = 7
+    present = np.array([[(labels[i] == k).any() for k in (3, 7)] for i in range(about.frames)])
+    return Tracked(about, (3, 7), ("tumour", "liver"), (1, 0), labels, present.astype(np.float32), present)
 
 
 AFFINE = ((-0.7, 0.0, 0.0, 30.0), (0.0, -0.9, 0.5, -20.0), (0.0, 0.4, 3.0, 5.0), (0.0, 0.0, 0.0, 1.0))
@@ -96,59 +96,28 @@ def test_missing_slices_stay_empty(tmp_path: Path) -> None:
     assert not data[..., [2, 5]].any()
 
 
-@pytest.fixture
-def series(tmp_path: Path) -> Path:
-    """A CT series of five slices, its files named against their order in space."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    folder = tmp_path / "series"
-    folder.mkdir()
-    common = {k: generate_uid() for k in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
-    for i in range(5):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        ds.Modality, ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = "CT", "1", "A", "", "O"
-        ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ""
-        ds.SeriesNumber, ds.InstanceNumber = 1, 5 - i
-        for key, uid in common.items():
-            setattr(ds, key, uid)
-        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 2.5 * i], [1, 0, 0, 0, 1, 0]
-        ds.PixelSpacing, ds.SliceThickness = [0.9, 0.7], 2.5
-        ds.Rows, ds.Columns = SIZE
-        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
-        ds.RescaleIntercept, ds.RescaleSlope = -1000, 1
-        ds.PixelData = np.full(SIZE, 100 * i, dtype=np.int16).tobytes()
-        ds.save_as(folder / f"{5 - i}.dcm", enforce_file_format=True)
-    return folder
-
-
-def test_dicom_segmentation_refers_to_its_slices(series: Path, tmp_path: Path) -> None:
+def test_dicom_segmentation_refers_to_its_slices(dicom_series: Path, tmp_path: Path) -> None:
     import highdicom
     from pydicom import dcmread
 
-    with open_clip(series) as clip:
+    with open_clip(dicom_series) as clip:
         assert [clip.frame(i)[0, 0, 0] for i in range(5)] == [-1000, -900, -800, -700, -600]
         found = tracked(clip.info)
-        write_dicom_seg(tmp_path / "s.dcm", found.labels, found.names, clip.info)
+        write_dicom_seg(tmp_path / "s.dcm", found.labels, {3: "tumour", 7: "liver"}, clip.info)
         made = highdicom.seg.segread(tmp_path / "s.dcm")
         uids = [dcmread(file).SOPInstanceUID for file in clip.info.sources]
     masks = made.get_pixels_by_source_instance(uids, combine_segments=True)
-    np.testing.assert_array_equal(masks, found.labels)
+    np.testing.assert_array_equal(masks, np.select([found.labels == 3, found.labels == 7], [1, 2]))
     assert [d.SegmentLabel for d in made.SegmentSequence] == ["tumour", "liver"]
     assert made.get_volume(combine_segments=True).spacing == pytest.approx((2.5, 0.9, 0.7))
 
 
-def test_dicom_segmentation_is_refused_where_it_cannot_be(series: Path, tmp_path: Path) -> None:
+def test_dicom_segmentation_is_refused_where_it_cannot_be(dicom_series: Path, tmp_path: Path) -> None:
     about = info()
     with pytest.raises(UserError, match="refers to DICOM images"):
-        write_dicom_seg(tmp_path / "s.dcm", tracked(about).labels, ("a", "b"), about)
-    with open_clip(series) as clip, pytest.raises(UserError, match="nothing was found"):
-        write_dicom_seg(tmp_path / "s.dcm", np.zeros((5, *SIZE), np.uint8), ("a",), clip.info)
+        write_dicom_seg(tmp_path / "s.dcm", tracked(about).labels, {3: "a", 7: "b"}, about)
+    with open_clip(dicom_series) as clip, pytest.raises(UserError, match="nothing was found"):
+        write_dicom_seg(tmp_path / "s.dcm", np.zeros((5, *SIZE), np.uint8), {1: "a"}, clip.info)
     assert not (tmp_path / "s.dcm").exists()
 
 
@@ -192,7 +161,7 @@ def test_overlay_shows_patients_as_radiologists_do_and_pixels_square() -> None:
     about = info(
         kind="volume", spacing=(2.0, 1.4, 0.7), affine=((0.7, 0, 0, 0), (0, 1.4, 0, 0), (0, 0, 2, 0), AFFINE[3])
     )
-    found = replace(tracked(about), names=("a",), present=np.ones((5, 1), bool), prompts=(0,))
+    found = replace(tracked(about), objects=(3,), names=("a",), present=np.ones((5, 1), bool), prompts=(0,))
     picture = next(iter(pictures(Ramp(about), found)))
     factor = picture.shape[1] // SIZE[1]
     assert len(picture) > 2 * SIZE[0] * factor  # twice as tall, and the caption
@@ -244,7 +213,9 @@ def test_ejection_fraction_of_a_beating_ellipsoid() -> None:
     beat = [20.0, 17.0, 15.0, 18.0, 20.0, 0.0]
     about = info(height=120, width=120, frames=6, seconds_per_frame=0.05, spacing=(None, 0.5, 0.5))
     labels = np.stack([ellipse(45, short, 70) if short else np.zeros((120, 120), bool) for short in beat])
-    made = Tracked(about, ("lv",), (0,), labels.astype(np.uint8), np.ones((6, 1), np.float32), np.ones((6, 1), bool))
+    made = Tracked(
+        about, (1,), ("lv",), (0,), labels.astype(np.uint8), np.ones((6, 1), np.float32), np.ones((6, 1), bool)
+    )
     found = ejection_fraction(made, "lv")
     assert found.fraction == pytest.approx(1 - (15 / 20) ** 2, abs=0.02)
     assert (found.end_diastole, found.end_systole) == (0, 2)

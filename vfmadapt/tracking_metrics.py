@@ -12,7 +12,7 @@ from vfmadapt.surfaces import surface_distances
 Mask = NDArray[np.bool_]
 
 MEANS = ("dice3d", "dice", "j", "f", "jf", "hd95", "asd", "centre_distance", "false_positive_frames", "missed_frames")
-"""What `StructureMetrics.compute` gives that is averaged over structures and clips."""
+"""Scores of `StructureMetrics.compute` of which means over structures and clips are taken."""
 
 _BOUNDARY_SHARE = 0.008  # of the image's diagonal: how far DAVIS lets a boundary lie beside the truth
 _LEVEL = 0.95
@@ -125,20 +125,22 @@ class StructureMetrics:
         return {"dice3d": self.both / self.either if self.either else None, **means, "jf": jf, **self.counts}
 
 
-def average(scores: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean of each of `MEANS` over structures or clips, undefined values left out."""
-    return {name: _mean([s[name] for s in scores if s[name] is not None]) for name in MEANS}
+def average(scores: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float | None]:
+    """The mean of each named score over structures or clips, undefined values left out."""
+    return {name: _mean([s[name] for s in scores if s[name] is not None]) for name in names}
 
 
-def confidence_intervals(scores: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict[str, list[float] | None]:
+def confidence_intervals(
+    scores: Sequence[Mapping[str, Any]], names: Sequence[str], *, seed: int = 0
+) -> dict[str, list[float] | None]:
     """95 % intervals of those means by the bootstrap over clips: [low, high], None of fewer than two values.
 
     The percentile bootstrap (Efron 1979), because the others are undefined where all values are equal.
     """
     from scipy.stats import bootstrap
 
-    intervals: dict[str, list[float] | None] = dict.fromkeys(MEANS)
-    for name in MEANS:
+    intervals: dict[str, list[float] | None] = dict.fromkeys(names)
+    for name in names:
         values = [s[name] for s in scores if s[name] is not None]
         if len(values) > 1:
             found = bootstrap(

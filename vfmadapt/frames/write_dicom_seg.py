@@ -1,6 +1,6 @@
 """Label maps as DICOM segmentations that refer to the images that they were drawn on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
 
 
-def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Sequence[str], info: ClipInfo) -> Path:
-    """Write labels (T, H, W) as a binary DICOM segmentation (highdicom) with a segment for each label 1, 2, ...
+def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[int, str], info: ClipInfo) -> Path:
+    """Write labels (T, H, W) as a binary DICOM segmentation (highdicom) with a segment for each of `names`.
 
-    `names` are the segments' labels. Their category and type are SNOMED's "Tissue", because no name says which tissue.
+    Segments are numbered in the order of `names`, by label, as DICOM wants it: 1, 2, ... Their category and type are
+    SNOMED's "Tissue", because no name says which tissue.
 
     Raises:
         UserError: the clip was not read from DICOM, or nothing was found in any frame.
@@ -36,9 +37,9 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Sequence
         raise UserError(f"{path}: nothing was found in any frame, and DICOM has no empty segmentation; write .nii.gz")
     made = Segmentation(
         source_images=[dcmread(file, stop_before_pixels=True) for file in info.sources],
-        pixel_array=labels,
+        pixel_array=_numbered(labels, list(names)),
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(number, name) for number, name in enumerate(names, start=1)],
+        segment_descriptions=[_segment(number, name) for number, name in enumerate(names.values(), start=1)],
         series_instance_uid=highdicom.UID(),
         series_number=100,  # beyond what a scanner counts to in a study
         sop_instance_uid=highdicom.UID(),
@@ -52,6 +53,12 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Sequence
     with atomic_path(path) as temporary:
         made.save_as(temporary)
     return Path(path)
+
+
+def _numbered(labels: NDArray[np.uint8], objects: Sequence[int]) -> NDArray[np.uint8]:
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[objects] = range(1, len(objects) + 1)
+    return numbers[labels]
 
 
 def _segment(number: int, name: str) -> "SegmentDescription":

@@ -46,7 +46,7 @@ def _rows(tracked: Tracked) -> Iterator[dict[str, Any]]:
                 "frame": frame,
                 "time_s": None if seconds is None else f"{frame * seconds:.4f}",
                 "structure": name,
-                "label": k + 1,
+                "label": tracked.objects[k],
                 "present": int(tracked.present[frame, k]),
                 "score": f"{tracked.scores[frame, k]:.4f}",
                 **_measured(tracked.mask(frame, k), starts[k], tracked.info),

@@ -79,8 +79,8 @@ def _picture(frame: Frame, tracked: Tracked, index: int, window: tuple[float, fl
     image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_LINEAR)
     labels = cv2.resize(np.ascontiguousarray(labels), size, interpolation=cv2.INTER_NEAREST)
     inner = cv2.erode(labels, np.ones((3, 3), np.uint8)) == cv2.dilate(labels, np.ones((3, 3), np.uint8))
-    tinted = overlay(image, labels.astype(np.int64) - 1, classes, alpha=_FILL)
-    drawn = overlay(tinted, np.where(inner, -1, labels.astype(np.int64) - 1), classes, alpha=1)
+    at = np.where(labels == 0, -1, np.searchsorted(tracked.objects, labels))
+    drawn = overlay(overlay(image, at, classes, alpha=_FILL), np.where(inner, -1, at), classes, alpha=1)
     return _captioned(drawn, classes, tracked.present[index], f"{index} / {tracked.info.frames - 1}")
 
 
