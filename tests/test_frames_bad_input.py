@@ -76,6 +76,7 @@ def test_clips_without_frames(tmp_path: Path) -> None:
     refused(tmp_path / "c.npz", "Python objects")
     with frames.av.open(str(tmp_path / "a.mp4"), "w") as file:
         file.add_stream("mpeg4", rate=25)
+        file.start_encoding()
     refused(tmp_path / "a.mp4", "no frame|not a readable|no video")
 
 
@@ -111,7 +112,7 @@ def test_nan_becomes_the_least_value_and_sixteen_bits_are_kept(
 @pytest.mark.parametrize("front", [False, True])
 def test_cut_off_videos_give_what_is_there_or_say_so(tmp_path: Path, share: float, front: bool) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype(np.uint8)
-    whole = frames.write_video(tmp_path / "a.mp4", noise, movflags="faststart" if front else "")
+    whole = frames.write_video(tmp_path / "a.mp4", noise, **({"movflags": "faststart"} if front else {}))
     cut = tmp_path / "b.mp4"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
     complete = dict(open_clip(whole).iterate())

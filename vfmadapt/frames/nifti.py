@@ -9,6 +9,8 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
@@ -41,7 +43,7 @@ class NiftiClip(Clip):
         self._file: IO[bytes] | None = None
         try:
             image = self._open(path)
-        except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        except (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"{path} is not a readable NIfTI file ({str(error).splitlines()[0]})") from error
         self._data = image.dataobj
         self._at = _places(path, image.shape, slice, time)

@@ -63,7 +63,7 @@ class VideoClip(Clip):
         times = []
         try:
             for packet in self._container.demux(self._stream):
-                if packet.size and not packet.is_discard:
+                if packet.size and not packet.is_discard and not packet.is_corrupt:
                     times.append(packet.pts if packet.pts is not None else packet.dts)
         except FFmpegError as error:
             log.warning("%s ends early: %s", path, error.strerror)
