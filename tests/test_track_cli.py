@@ -135,7 +135,7 @@ def test_prompts_from_a_list_in_a_file(volume: Path, tmp_path: Path, name: str) 
     ]
     (tmp_path / name).write_text(json.dumps(listed))
     asked = read_prompts(str(tmp_path / name))
-    assert asked.names == {2: "liver", 3: "lesion"}
+    assert asked.names == {1: "1", 2: "liver", 3: "lesion"}
     assert [(p.frame, p.object) for p in asked.prompts] == [(1, 2), (0, 1), (2, 2), (1, 3)]
     assert (asked.prompts[0].labels, asked.prompts[1].box) == ((1, 0), (1, 2, 3, 4))
 
@@ -214,7 +214,6 @@ def whole(folder: Path) -> Path:
         (whole, "ejection_fraction=lv", "no such structure"),
         (whole, "backbone.pretrained=null", "has no weights"),
         (whole, "prompt=3", "null or a text or a list"),
-        (whole, "evaluate=nowhere", "no such folder"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -278,6 +277,8 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         track(f"evaluate={tmp_path}")
     with pytest.raises(UserError, match="allowed are middle and first"):
         track(f"evaluate={tmp_path}", "prompt=last")
+    with pytest.raises(UserError, match="no such folder"):
+        track("evaluate=nowhere")
     with pytest.raises(UserError, match="no clip with masks"):
         track(f"evaluate={empty_folder(tmp_path)}")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vfmadapt.frames import Clip
+    from vfmadapt.tracking.asking import Asked
     from vfmadapt.tracking.model import TrackingModel
     from vfmadapt.tracking.tracked import Tracked
     from vfmadapt.tracking.tracker import StepResult
@@ -41,24 +42,37 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         if not cfg[key]:
             raise UserError(f"{key}= is missing; write for instance {key}={example}, or evaluate=FOLDER")
     from vfmadapt.frames import open_clip
-    from vfmadapt.tracking.asking import read_prompts
-    from vfmadapt.tracking.tracked import collect
-    from vfmadapt.tracking.tracker import track
 
     with open_clip(cfg.input, **(plain(cfg)["reader"] or {})) as clip:
         outputs = _outputs(cfg, clip)
+        from vfmadapt.tracking.asking import read_prompts  # seconds; what is wrong with the input is told before
+        from vfmadapt.tracking.tracked import collect
+        from vfmadapt.tracking.tracker import track
+
         asked = read_prompts(plain(cfg)["prompt"])
-        for prompt in asked.prompts:  # before the seconds that a model takes to load
-            prompt.check(clip.info.size, clip.info.frames)
+        _check(cfg, clip, asked, outputs)
         model = tracking_model(cfg)
         began = time.perf_counter()
         steps = progress(track(model, clip, asked.prompts), clip)
         tracked = collect(clip.info, asked.prompts, steps, asked.names)
         seconds = time.perf_counter() - began
-        fraction = _ejection_fraction(cfg, tracked)
         for path, write in outputs.items():
             write(path, clip, tracked)
-    return {**_told(tracked, list(outputs), seconds), "ejection_fraction": fraction}
+    return {**_told(tracked, list(outputs), seconds), "ejection_fraction": _ejection_fraction(cfg, tracked)}
+
+
+def _check(cfg: "DictConfig", clip: "Clip", asked: "Asked", outputs: Iterable[Path]) -> None:
+    """Raise UserError for what could never be done, before the time that it takes to find out."""
+    from vfmadapt.frames.write_dicom_seg import check_sources
+    from vfmadapt.tracking.measures import check_ventricle
+
+    for prompt in asked.prompts:
+        prompt.check(clip.info.size, clip.info.frames)
+    for path in outputs:
+        if path.suffix == ".dcm":
+            check_sources(path, clip.info)
+    if cfg.ejection_fraction is not None:
+        check_ventricle(str(cfg.ejection_fraction), list(asked.names.values()), clip.info)
 
 
 def tracking_model(cfg: "DictConfig") -> "TrackingModel":

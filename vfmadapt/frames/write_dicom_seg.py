@@ -23,18 +23,13 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[
     SNOMED's "Tissue", because no name says which tissue.
 
     Raises:
-        UserError: the clip was not read from DICOM, or nothing was found in any frame.
+        UserError: the clip was not read from DICOM.
     """
     import highdicom
     from highdicom.seg import Segmentation, SegmentationTypeValues
     from pydicom import dcmread
 
-    if not info.sources:
-        raise UserError(
-            f"{path}: a DICOM segmentation refers to DICOM images, and {info.path} is none; write .nii.gz instead"
-        )
-    if not labels.any():
-        raise UserError(f"{path}: nothing was found in any frame, and DICOM has no empty segmentation; write .nii.gz")
+    check_sources(path, info)
     made = Segmentation(
         source_images=[dcmread(file, stop_before_pixels=True) for file in info.sources],
         pixel_array=_numbered(labels, list(names)),
@@ -53,6 +48,14 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[
     with atomic_path(path) as temporary:
         made.save_as(temporary)
     return Path(path)
+
+
+def check_sources(path: str | Path, info: ClipInfo) -> None:
+    """Raise UserError unless the clip was read from DICOM, so that a segmentation has images to refer to."""
+    if not info.sources:
+        raise UserError(
+            f"{path}: a DICOM segmentation refers to DICOM images, and {info.path} is none; write .nii.gz instead"
+        )
 
 
 def _numbered(labels: NDArray[np.uint8], objects: Sequence[int]) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """Prompts as they are written on the command line and in files."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ _LISTS = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts, and the names of the labels that were given by name."""
+    """Prompts, and the names of their objects by label: the label itself where none was given."""
 
     prompts: tuple[Prompt, ...]
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str]
 
 
 def read_prompts(given: str | Sequence[Any]) -> Asked:
@@ -44,7 +44,7 @@ def read_prompts(given: str | Sequence[Any]) -> Asked:
             prompts += _of_masks(folder / Path(entry["mask"]).expanduser(), known)
         else:
             prompts.append(read_prompt(known))
-    return Asked(tuple(prompts), names)
+    return Asked(tuple(prompts), {p.object: names.get(p.object, str(p.object)) for p in prompts})
 
 
 def _entries(given: str | Sequence[Any]) -> tuple[list[Mapping[str, Any]], Path]:

@@ -97,10 +97,7 @@ def ejection_fraction(tracked: Tracked, name: str) -> EjectionFraction:
     Raises:
         UserError: no structure of that name, a clip that is no video, or fewer than two frames with the structure.
     """
-    if name not in tracked.names:
-        raise UserError(f"ejection_fraction={name}: no such structure; prompted are: {', '.join(tracked.names)}")
-    if tracked.info.kind != "video":
-        raise UserError(f"ejection_fraction={name}: {tracked.info.path} is a volume; the beat needs a video")
+    check_ventricle(name, tracked.names, tracked.info)
     k = tracked.names.index(name)
     _, row, column = tracked.info.spacing
     spacing = (1.0, 1.0) if row is None or column is None else (row, column)
@@ -117,6 +114,14 @@ def ejection_fraction(tracked: Tracked, name: str) -> EjectionFraction:
         end_diastolic_ml=ml and volumes[full] * ml,
         end_systolic_ml=ml and volumes[empty] * ml,
     )
+
+
+def check_ventricle(name: str, names: Sequence[str], info: ClipInfo) -> None:
+    """Raise UserError unless the structure is among `names` and the clip runs in time."""
+    if name not in names:
+        raise UserError(f"ejection_fraction={name}: no such structure; prompted are: {', '.join(names)}")
+    if info.kind != "video":
+        raise UserError(f"ejection_fraction={name}: {info.path} is a volume; the beat needs a video")
 
 
 def disc_volume(mask: Mask, spacing: Sequence[float]) -> float:
