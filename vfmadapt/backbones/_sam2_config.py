@@ -73,7 +73,7 @@ def video_config(trunk: Trunk, *, size: int, width: int, memory_layers: int, hid
     return Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": width, "image_size": size},
-        mask_decoder_config={"hidden_size": width, "mlp_dim": decoder_hidden, "iou_head_hidden_dim": width},
+        mask_decoder_config={"hidden_size": width, "mlp_dim": decoder_hidden},
         image_size=size,
         memory_attention_hidden_size=width,
         memory_attention_num_layers=memory_layers,

@@ -77,9 +77,9 @@ class Bank:
                 self.tracked[t] = self.prompted.pop(t)
         for t in list(self.tracked):
             age = min(abs(frame - t), abs((frame if anchor is None else anchor) - t))
-            if age > self.limits.pointers:
+            if age >= self.limits.pointers:
                 del self.tracked[t]
-            elif age > self.limits.features:
+            elif age >= self.limits.features:
                 self.tracked[t] = replace(self.tracked[t], features=None)
 
     def _nearest(self, frame: int) -> list[int]:

@@ -95,16 +95,19 @@ class Tracker:
         mask that was found.
 
         Raises:
-            UserError: an unknown object, a place outside the frame.
+            UserError: an unknown object, a place outside the frame, a frame that has passed.
         """
         if prompt.object not in self.objects:
             known = ", ".join(map(str, self.objects))
             raise UserError(f"prompt for object {prompt.object}: this tracker follows {known}")
         prompt.check(self.size, self.frames)
-        if self._seen is None or prompt.frame != self._seen.index:
+        seen = self._seen
+        if seen is not None and (prompt.frame > seen.index if seen.reverse else prompt.frame < seen.index):
+            raise UserError(f"prompt for frame {prompt.frame}: it has passed, the tracker is at {seen.index}")
+        if seen is None or prompt.frame != seen.index:
             self._waiting[prompt.frame][prompt.object] = prompt
             return None
-        return self._correct(self._seen, prompt)
+        return self._correct(seen, prompt)
 
     @torch.no_grad()
     def step(self, frame: Any, index: int | None = None, *, reverse: bool = False) -> StepResult:
