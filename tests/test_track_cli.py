@@ -208,7 +208,7 @@ def whole(folder: Path) -> Path:
         (whole, "prompt=[{frame: 1, box: [1,2,41,9]}]", "(41, 9) lies outside the frame"),
         (whole, "prompt=[{frame: 1, object: 300, box: [1,2,9,9]}]", "from 1 to 255"),
         (whole, "output=o.jpg", "allowed are a folder and files that end in .nii.gz"),
-        (whole, "output=o.dcm", "refers to DICOM images"),
+        (whole, "output=o.dcm", "refers to the slices of a DICOM volume"),
         (whole, "adapter_file=nowhere.safetensors", "no such adapter file"),
         (whole, "reader={key: other}", "has the keys imgs, gts, spacing"),
         (whole, "ejection_fraction=lv", "no such structure"),

@@ -113,9 +113,51 @@ def test_dicom_segmentation_refers_to_its_slices(dicom_series: Path, tmp_path: P
 
 
 def test_dicom_segmentation_is_refused_of_other_sources(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="refers to DICOM images"):
+    with pytest.raises(UserError, match="refers to the slices of a DICOM volume"):
         write_dicom_seg(tmp_path / "s.dcm", tracked(info()).labels, {3: "a", 7: "b"}, info())
     assert not (tmp_path / "s.dcm").exists()
+
+
+def test_dicom_segmentation_of_frames_stored_against_their_order(dicom_series: Path, tmp_path: Path) -> None:
+    import highdicom
+    from pydicom import Dataset, Sequence, dcmread
+    from pydicom.uid import EnhancedCTImageStorage
+
+    def group(name: str, key: str, value: object) -> Dataset:
+        inner, outer = Dataset(), Dataset()
+        setattr(inner, key, value)
+        setattr(outer, name, Sequence([inner]))
+        return outer
+
+    ds = dcmread(dicom_series / "1.dcm")
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    shared = group("PlaneOrientationSequence", "ImageOrientationPatient", [1, 0, 0, 0, 1, 0])
+    shared.update(group("PixelMeasuresSequence", "PixelSpacing", [0.9, 0.7]))
+    shared.PixelMeasuresSequence[0].SliceThickness = 2.5
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    ds.PerFrameFunctionalGroupsSequence = Sequence(
+        [group("PlanePositionSequence", "ImagePositionPatient", [0, 0, -2.5 * i]) for i in range(5)]
+    )
+    ds.NumberOfFrames, ds.PixelData = 5, ds.PixelData * 5
+    del ds.ImagePositionPatient
+    ds.save_as(tmp_path / "many.dcm")
+    with open_clip(tmp_path / "many.dcm") as clip:
+        found = tracked(clip.info)
+        write_dicom_seg(tmp_path / "s.dcm", found.labels, {3: "a", 7: "b"}, clip.info)
+    made = highdicom.seg.segread(tmp_path / "s.dcm")
+    masks = made.get_pixels_by_source_frame(ds.SOPInstanceUID, [5, 4, 3, 2, 1], combine_segments=True)
+    np.testing.assert_array_equal(masks > 0, found.labels > 0)
+
+
+def test_dicom_segmentation_needs_the_patients_tags(dicom_series: Path, tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    for file in dicom_series.iterdir():
+        ds = dcmread(file)
+        del ds.StudyInstanceUID
+        ds.save_as(file)
+    with open_clip(dicom_series) as clip, pytest.raises(UserError, match=r"cannot carry .*StudyInstanceUID"):
+        write_dicom_seg(tmp_path / "s.dcm", tracked(clip.info).labels, {3: "a", 7: "b"}, clip.info)
 
 
 def test_dicom_segmentation_of_nothing(dicom_series: Path, tmp_path: Path) -> None:

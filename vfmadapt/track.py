@@ -108,7 +108,9 @@ def _outputs(cfg: "DictConfig", clip: "Clip") -> "dict[Path, Callable[[Path, Cli
         if write is None:
             raise UserError(f"output={path}: allowed are a folder and files that end in {', '.join(_WRITERS)}")
         return {path: write}
-    names = ["masks.nii.gz", "overlay.mp4", "frames.csv", *(["masks.dcm"] if clip.info.sources else [])]
+    names = ["masks.nii.gz", "overlay.mp4", "frames.csv"]
+    if clip.info.sources and clip.info.kind == "volume":
+        names.append("masks.dcm")
     return {path / name: _WRITERS[ending(Path(name))] for name in names}
 
 

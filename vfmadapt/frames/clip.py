@@ -31,7 +31,8 @@ class ClipInfo:
     shown black and white, None where the file does not say. `affine`: rows of the 4 x 4 matrix from (column, row,
     frame, 1) to millimetres in NIfTI's RAS+ axes; in time its third column is of no meaning. `dims` is 4 where the file
     holds (column, row, slice, time). `slots`: places of the frames on an even grid along the volume's axis, where
-    slices are missing between them. `sources`: the DICOM files in frame order (one where it holds all frames).
+    slices are missing between them. `sources`: the DICOM files in frame order; where one holds all frames,
+    `source_frames` says which of its frames each is.
     """
 
     path: str
@@ -47,6 +48,7 @@ class ClipInfo:
     dims: int = 3
     slots: tuple[int, ...] | None = None
     sources: tuple[str, ...] = ()
+    source_frames: tuple[int, ...] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def _info(path: Path, header: Any, arranged: Arrangement) -> ClipInfo:
     first = arranged.planes[0]
     matrix = arranged.matrix
     row, column = first.spacing or (None, None)
-    many = [str(p.file) for p in arranged.planes]
+    files = tuple(dict.fromkeys(str(p.file) for p in arranged.planes))
     return ClipInfo(
         path=str(path),
         kind="video" if arranged.in_time else "volume",
@@ -108,7 +108,8 @@ def _info(path: Path, header: Any, arranged: Arrangement) -> ClipInfo:
         window=_window(header, first),
         affine=None if matrix is None else lps_to_ras(matrix),
         slots=arranged.slots,
-        sources=tuple(dict.fromkeys(many)),
+        sources=files,
+        source_frames=tuple(p.index for p in arranged.planes) if len(files) < len(arranged.planes) else None,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,52 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[
     SNOMED's "Tissue", because no name says which tissue.
 
     Raises:
-        UserError: the clip was not read from DICOM.
+        UserError: the clip is no volume read from DICOM (highdicom wants each frame at a place of its own), or its
+            files lack tags that a segmentation refers to.
     """
-    import highdicom
-    from highdicom.seg import Segmentation, SegmentationTypeValues
     from pydicom import dcmread
 
     check_sources(path, info)
-    made = Segmentation(
-        source_images=[dcmread(file, stop_before_pixels=True) for file in info.sources],
-        pixel_array=_numbered(labels, list(names)),
+    images = [dcmread(file, stop_before_pixels=True) for file in info.sources]
+    numbered = _numbered(labels, list(names))
+    if info.source_frames is not None:
+        stored = np.zeros((int(images[0].NumberOfFrames), *info.size), dtype=np.uint8)
+        stored[list(info.source_frames)] = numbered
+        numbered = stored
+    try:
+        made = _segmentation(images, numbered, list(names.values()))
+    except (ValueError, AttributeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {info.path} cannot carry a segmentation ({reason}); write .nii.gz instead") from error
+    with atomic_path(path) as temporary:
+        made.save_as(temporary)
+    return Path(path)
+
+
+def check_sources(path: str | Path, info: ClipInfo) -> None:
+    """Raise UserError unless the clip is a volume read from DICOM, whose slices a segmentation can refer to."""
+    if not info.sources or info.kind == "video":
+        raise UserError(
+            f"{path}: a DICOM segmentation refers to the slices of a DICOM volume, and {info.path} is none; "
+            "write .nii.gz instead"
+        )
+
+
+def _numbered(labels: NDArray[np.uint8], objects: Sequence[int]) -> NDArray[np.uint8]:
+    numbers = np.zeros(256, dtype=np.uint8)
+    numbers[objects] = range(1, len(objects) + 1)
+    return numbers[labels]
+
+
+def _segmentation(images: Sequence[Any], numbered: NDArray[np.uint8], names: Sequence[str]) -> Any:
+    import highdicom
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+
+    return Segmentation(
+        source_images=images,
+        pixel_array=numbered,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(number, name) for number, name in enumerate(names.values(), start=1)],
+        segment_descriptions=[_segment(number, name) for number, name in enumerate(names, start=1)],
         series_instance_uid=highdicom.UID(),
         series_number=100,  # beyond what a scanner counts to in a study
         sop_instance_uid=highdicom.UID(),
@@ -45,23 +79,6 @@ def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[
         device_serial_number="0",
         series_description="Tracked structures",
     )
-    with atomic_path(path) as temporary:
-        made.save_as(temporary)
-    return Path(path)
-
-
-def check_sources(path: str | Path, info: ClipInfo) -> None:
-    """Raise UserError unless the clip was read from DICOM, so that a segmentation has images to refer to."""
-    if not info.sources:
-        raise UserError(
-            f"{path}: a DICOM segmentation refers to DICOM images, and {info.path} is none; write .nii.gz instead"
-        )
-
-
-def _numbered(labels: NDArray[np.uint8], objects: Sequence[int]) -> NDArray[np.uint8]:
-    numbers = np.zeros(256, dtype=np.uint8)
-    numbers[objects] = range(1, len(objects) + 1)
-    return numbers[labels]
 
 
 def _segment(number: int, name: str) -> "SegmentDescription":
