@@ -17,7 +17,7 @@ ALLOWED = {
     "vfmadapt.backbones": {*SEAMS, "vfmadapt.kernels"},
     "vfmadapt.adapters": {*SEAMS, "vfmadapt.kernels"},
     "vfmadapt.heads": {*SEAMS, "vfmadapt.kernels"},
-    "vfmadapt.datasets": {*SEAMS, "vfmadapt.raster"},
+    "vfmadapt.datasets": {*SEAMS, "vfmadapt.frames", "vfmadapt.raster"},
     "vfmadapt.files": {"vfmadapt.errors"},
     "vfmadapt.raster": {*SEAMS, "vfmadapt.files"},
     "vfmadapt.frames": {*SEAMS, "vfmadapt.files"},
