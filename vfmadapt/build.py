@@ -147,6 +147,8 @@ def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
             continue
         from vfmadapt.adapters.owned import TrainedTensors
 
+        if getattr(made["main"], "role", None) == "all" and role != "patch_embed":
+            continue  # trained already
         if role == "patch_embed" and isinstance(made["main"], TrainedTensors):
             raise UserError(
                 f"backbone.{key}=true: {type(made['main']).__name__} trains frozen tensors already; leave it false"

@@ -95,9 +95,10 @@ class Sam2VideoBackbone(GridBackbone):
         super().__init__(net, name=name, mean=MEAN, std=STD, licence="apache-2.0", trunk=TRUNK, **settings)
 
     def tensors(self, role: str) -> Iterable[str]:
-        """As every backbone's, of the trunk; "decoder" are those of the mask decoder."""
-        if role == DECODER:
-            return [f"net.mask_decoder.{name}" for name, _ in self.net.mask_decoder.named_parameters()]
+        """As every backbone's, of the trunk; but "all" are those of the whole model, "decoder" of its mask decoder."""
+        if role in ("all", DECODER):
+            prefix = "net." if role == "all" else "net.mask_decoder."
+            return [name for name, _ in self.named_parameters() if name.startswith(prefix)]
         return super().tensors(role)
 
     def _position_tile(self) -> int:
