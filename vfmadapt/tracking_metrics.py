@@ -119,8 +119,8 @@ class StructureMetrics:
         means = {name: _mean(values) for name, values in self.values.items()}
         if self.depth is not None:
             found, true = (np.unpackbits(np.stack(s), axis=2, count=self._width) for s in self._volume)
-            apart = surface_distances(found.view(bool), true.view(bool), (self.depth, *self.spacing))
-            means |= {"hd95": apart and apart.hd95, "asd": apart and apart.mean}
+            if apart := surface_distances(found.view(bool), true.view(bool), (self.depth, *self.spacing)):
+                means |= {"hd95": apart.hd95, "asd": apart.mean}
         jf = _mean([v for v in (means["j"], means["f"]) if v is not None])
         return {"dice3d": self.both / self.either if self.either else None, **means, "jf": jf, **self.counts}
 

@@ -60,12 +60,13 @@ def _entries(given: str | Sequence[Any]) -> tuple[list[Mapping[str, Any]], Path]
         if path.suffix.lower() not in _LISTS:
             return [{"mask": given}], folder
         folder, listed = path.parent, _parsed(path)
-    if not isinstance(listed, Sequence) or not listed or not all(isinstance(e, Mapping) for e in listed):
+    entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, Sequence) else []
+    if not entries or len(entries) < len(listed):
         raise UserError(f"prompt={given}: wanted is a list of entries such as {{frame: 0, box: [x0, y0, x1, y1]}}")
-    for entry in listed:
+    for entry in entries:
         if not isinstance(entry.get("object", 1), int | str) or not isinstance(entry.get("frame", 0), int):
             raise UserError(f"prompt: {dict(entry)}: a frame is a whole number, an object a label from 1 or a name")
-    return list(listed), folder
+    return entries, folder
 
 
 def _parsed(path: Path) -> Any:

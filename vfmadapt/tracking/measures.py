@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
 from vfmadapt.files import atomic_path
@@ -130,7 +129,7 @@ def disc_volume(mask: Mask, spacing: Sequence[float]) -> float:
     The long axis (of length L) is the mask's principal axis, and dᵢ the mean width of the mask in the i-th of 20 equal
     parts of it (Lang et al. 2015, "Recommendations for Cardiac Chamber Quantification", there of two planes).
     """
-    points: NDArray[np.float64] = np.argwhere(mask) * np.asarray(spacing, dtype=np.float64)
+    points = np.argwhere(mask) * np.asarray(spacing, dtype=np.float64)
     centred = points - points.mean(0)
     axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     along = centred @ axis

@@ -70,14 +70,10 @@ def pictures(clip: Clip, tracked: Tracked) -> Iterator[Picture]:
 def _picture(frame: Frame, tracked: Tracked, index: int, window: tuple[float, float]) -> Picture:
     import cv2
 
-    size = _shown_size(tracked.info)
-    turned = tuple(axis for axis, turn in enumerate(tracked.info.upright) if turn)
     colours = [_COLOURS[k % len(_COLOURS)] for k in range(len(tracked.names))]
     classes = [ClassSpec(name, colour) for name, colour in zip(tracked.names, colours, strict=True)]
-    image = np.flip(_rgb(frame, window), turned)
-    labels = np.flip(tracked.labels[index], turned)
-    image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_LINEAR)
-    labels = cv2.resize(np.ascontiguousarray(labels), size, interpolation=cv2.INTER_NEAREST)
+    image = _shown(_rgb(frame, window), tracked.info, cv2.INTER_LINEAR)
+    labels = _shown(tracked.labels[index], tracked.info, cv2.INTER_NEAREST)
     inner = cv2.erode(labels, np.ones((3, 3), np.uint8)) == cv2.dilate(labels, np.ones((3, 3), np.uint8))
     at = np.where(labels == 0, -1, np.searchsorted(tracked.objects, labels))
     drawn = overlay(overlay(image, at, classes, alpha=_FILL), np.where(inner, -1, at), classes, alpha=1)
@@ -109,13 +105,17 @@ def _rgb(frame: Frame, window: tuple[float, float]) -> Picture:
     return np.rint(shown[channels].transpose(1, 2, 0)).astype(np.uint8)
 
 
-def _shown_size(info: ClipInfo) -> tuple[int, int]:
-    """(W', H') with square pixels."""
+def _shown(values: Picture, info: ClipInfo, interpolation: int) -> Picture:
+    """Turned upright, with square pixels, enlarged."""
+    import cv2
+
     _, row, column = info.spacing
     tall = 1.0 if row is None or column is None else row / column
     height, width = info.height * max(tall, 1), info.width * max(1 / tall, 1)
     factor = max(1, round(_MIN_SIDE / max(height, width)))
-    return round(width * factor), round(height * factor)
+    turned = np.flip(values, [axis for axis, turn in enumerate(info.upright) if turn])
+    size = round(width * factor), round(height * factor)
+    return np.asarray(cv2.resize(np.ascontiguousarray(turned), size, interpolation=interpolation), dtype=np.uint8)
 
 
 def _rate(info: ClipInfo) -> float:
