@@ -81,6 +81,14 @@ def _folder_reader(path: Path) -> str:
     raise UserError(f"{path}: the folder holds neither images ({', '.join(IMAGES)}) nor DICOM files")
 
 
+def is_clip(path: Path) -> bool:
+    """Whether a path is a volume, a video or DICOM, that is, none of what is read as a raster, too."""
+    if path.is_dir():
+        return any(is_dicom(file) for file in path.iterdir() if file.is_file())
+    reader = _READERS.get(ending(path))
+    return path.is_file() and (is_dicom(path) if reader is None else not reader.startswith("images."))
+
+
 def ending(path: Path) -> str:
     """The file name's ending in lower case, ".nii.gz" as one."""
     name = path.name.lower()
