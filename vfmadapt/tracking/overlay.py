@@ -113,7 +113,7 @@ def _shown(values: Picture, info: ClipInfo, interpolation: int) -> Picture:
     tall = 1.0 if row is None or column is None else row / column
     height, width = info.height * max(tall, 1), info.width * max(1 / tall, 1)
     factor = max(1, round(_MIN_SIDE / max(height, width)))
-    turned = np.flip(values, [axis for axis, turn in enumerate(info.upright) if turn])
+    turned = np.flip(values, tuple(axis for axis, turn in enumerate(info.upright) if turn))
     size = round(width * factor), round(height * factor)
     return np.asarray(cv2.resize(np.ascontiguousarray(turned), size, interpolation=interpolation), dtype=np.uint8)
 
