@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmadapt.build import compose
+from vfmadapt.build import build_model, build_tracker, compose, entry
+from vfmadapt.checkpoint import save
+from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
 from vfmadapt.frames import Clip, open_clip
 from vfmadapt.frames.labelled import labelled_clips
@@ -104,6 +106,26 @@ def test_one_frame_sixteen_bits_and_nan(tmp_path: Path) -> None:
     for name, frames in (("float", 1), ("deep", 2)):
         given = f"input={tmp_path / name}.npz", "prompt=[{frame: 0, box: [5,10,20,26]}]"
         assert track(*given, f"output={tmp_path / name}.nii.gz")["frames"] == frames
+
+
+def test_an_adapter_file_says_which_model(volume: Path, tmp_path: Path) -> None:
+    cfg = compose("track", [*TINY, "backbone.train_decoder=true"])
+    spec = DataSpec(name="made", bands=(), classes=(ClassSpec("tumour", (9, 9, 9)),), mean=(), std=())
+    model = build_tracker({"backbone": cfg.backbone, "adapter": entry("adapter", "dd")}, spec)
+    model.net.mask_decoder.pred_obj_score_head.proj_out.bias.data += 100  # it sees objects everywhere
+    save(tmp_path / "a.safetensors", model)
+    given = f"input={volume}", "prompt=[{frame: 3, box: [8,10,22,26]}]", f"output={tmp_path / 'o.csv'}"
+    frozen, adapted = (track(*given, *file) for file in ([], [f"adapter_file={tmp_path / 'a.safetensors'}"]))
+    assert frozen["structures"][0]["frames_present"] < adapted["structures"][0]["frames_present"] == 7
+
+
+def test_an_adapter_file_of_a_model_without_memory(volume: Path, tmp_path: Path) -> None:
+    classes = ClassSpec("a", (1, 1, 1)), ClassSpec("b", (2, 2, 2))
+    spec = DataSpec("made", ("r", "g", "b"), classes, (0.0,) * 3, (1.0,) * 3)
+    cfg = compose("train", ["backbone=vfm_tiny", "adapter=frozen", "head=linear"])
+    save(tmp_path / "a.safetensors", build_model(cfg, spec))
+    with pytest.raises(UserError, match="follows no objects"):
+        track(f"input={volume}", f"prompt={volume}", f"adapter_file={tmp_path / 'a.safetensors'}")
 
 
 def by_object(given: Any) -> dict[int, Any]:
@@ -272,9 +294,10 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_npz(tmp_path / "a.npz", gts=scene()[1] * 0.5)
     with pytest.raises(UserError, match=r"holds 2\.5; labels are whole numbers"):
         track(f"evaluate={tmp_path}")
-    write_npz(tmp_path / "a.npz", gts=scene()[1] * 0)
-    with pytest.raises(UserError, match="all masks are empty"):
-        track(f"evaluate={tmp_path}")
+    for images, masks in ((scene()[0], scene()[1] * 0), (scene()[0][:1], scene()[1][:1])):
+        write_npz(tmp_path / "a.npz", imgs=images, gts=masks)
+        with pytest.raises(UserError, match="nothing can be followed"):
+            track(f"evaluate={tmp_path}")
     with pytest.raises(UserError, match="allowed are middle and first"):
         track(f"evaluate={tmp_path}", "prompt=last")
     with pytest.raises(UserError, match="no such folder"):

@@ -43,7 +43,8 @@ def evaluate(cfg: "DictConfig") -> dict[str, Any]:
         of each label, with its "prompt_frame", "frames" and "frames_present" counted.
 
     Raises:
-        UserError: a prompt that is neither, no such folder, no clip with masks in it, or no mask that is not empty.
+        UserError: a prompt that is neither, no such folder, no clip with masks in it, or none where there is
+            something to follow.
     """
     place = cfg.prompt or PLACES[0]
     if place not in PLACES:
@@ -55,7 +56,7 @@ def evaluate(cfg: "DictConfig") -> dict[str, Any]:
     model = tracking_model(cfg)
     volumes = [scored for clip in clips if (scored := _measured(model, clip, reader, place)) is not None]
     if not volumes:
-        raise UserError(f"evaluate={cfg.evaluate}: all masks are empty; nothing can be followed")
+        raise UserError(f"evaluate={cfg.evaluate}: nothing can be followed; give clips of two frames or more and masks")
     result = {**_summary(volumes), "structures": _by_structure(volumes), "volumes": volumes}
     log.info("%d clips, means:\n%s", len(volumes), _as_table(result))
     return result
@@ -80,14 +81,14 @@ def truth_prompts(masks: "Clip", place: str) -> "list[Prompt]":
 def _measured(
     model: "TrackingModel", labelled: "LabelledClip", reader: Mapping[str, Any], place: str
 ) -> dict[str, Any] | None:
-    """The scores of one clip, None where its masks are empty."""
+    """The scores of one clip, None where there is nothing to follow."""
     from vfmadapt.tracking_metrics import MEANS, average
 
     clip, masks = labelled.open(**reader)
     with clip, masks:
         prompts = truth_prompts(masks, place)
-        if not prompts:
-            log.warning("%s: the masks are empty; left out", labelled.id)
+        if not prompts or len(clip) == 1:
+            log.warning("%s: left out, %s", labelled.id, "it has one frame" if prompts else "its masks are empty")
             return None
         facts: dict[str, Any] = {"id": labelled.id, "unit": _spacing(clip)[1], "frames": len(clip)}
         structures: dict[str, dict[str, Any]] = {str(p.object): {"prompt_frame": p.frame} for p in prompts}
