@@ -92,6 +92,10 @@ class Sam2VideoBackbone(GridBackbone):
     """
 
     def __init__(self, net: Net, *, name: str, **settings: Any) -> None:
+        from vfmadapt.backbones._sam2_attention import HieraAttention
+
+        for block in net.get_submodule(TRUNK).blocks:
+            block.attn.__class__ = HieraAttention
         super().__init__(net, name=name, mean=MEAN, std=STD, licence="apache-2.0", trunk=TRUNK, **settings)
 
     def tensors(self, role: str) -> Iterable[str]:

@@ -15,6 +15,7 @@ from vfmadapt.contracts import DataSpec, Features, Head
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel, normalise
+from vfmadapt.tracking.attention import attend, rotations
 
 ABSENT = -1024.0
 """Logit of every pixel of an object that is not in the frame, as in SAM2."""
@@ -115,6 +116,7 @@ class TrackingModel(AdaptedModel):
         self._position: Tensor
         self._memory_position: Tensor
         self._decoder_position: Tensor
+        self._turns: Tensor
         with torch.no_grad():
             grids = [
                 encoding(torch.Size((1, 1, cells, cells)), like.device, like.dtype)
@@ -127,6 +129,7 @@ class TrackingModel(AdaptedModel):
         self.register_buffer("_position", _tokens(grids[0]), persistent=False)
         self.register_buffer("_memory_position", _tokens(grids[1])[0], persistent=False)
         self.register_buffer("_decoder_position", wide, persistent=False)
+        self.register_buffer("_turns", rotations(self.net.memory_attention, wide), persistent=False)
 
     @property
     def net(self) -> Any:
@@ -163,18 +166,8 @@ class TrackingModel(AdaptedModel):
             position: their position embedding (N, L, 64).
             pointer_tokens: how many tokens are of pointers, which have no place in the frame.
         """
-        attention = self.net.memory_attention
-        x = (_tokens(frame.coarse) + 0.1 * self._position).expand(len(memory), -1, -1)[:, None]
-        rotary = attention.rotary_emb(x, attention.position_ids)
-        for layer in attention.layers:
-            x = layer(
-                queries=x,
-                keys=memory[:, None],
-                key_point_embedding=position[:, None],
-                rope_position_embeddings=rotary,
-                num_k_exclude_rope=pointer_tokens,
-            )
-        x = attention.layer_norm(x)[:, 0]
+        tokens = _tokens(frame.coarse) + 0.1 * self._position
+        x = attend(self.net.memory_attention, tokens, memory, position, self._turns, pointer_tokens)
         return x.transpose(1, 2).unflatten(2, frame.coarse.shape[-2:])
 
     def pointer_tokens(self, pointers: Tensor, ages: Tensor, longest: int) -> tuple[Tensor, Tensor]:
@@ -195,7 +188,7 @@ class TrackingModel(AdaptedModel):
         return self._memory_position + self.net.memory_temporal_positional_encoding[slot - 1, 0]
 
     def decode(self, frame: Encoded, coarse: Tensor, asked: Asked | None = None) -> Decoded:
-        """Masks of N objects from what was recalled for each, `coarse` (N, C, h, w), or (1, C, h, w) for all of them."""
+        """Masks of N objects from what was recalled, `coarse` (N, C, h, w), or (1, C, h, w) for all of them."""
         points, labels, several = self._points(coarse, asked)
         before = None if asked is None or asked.before is None else asked.before[:, None]
         return self._decode(frame, coarse, points, labels, before, several=several)
