@@ -155,11 +155,11 @@ def _share(solid: Solid, cut: tuple[float, float, float, float], x: Field, y: Fi
     dx, dy = x - np.float32(cx), y - np.float32(cy)
     a, b = (dx * cos + dy * sin) / np.float32(rx), (dy * cos - dx * sin) / np.float32(ry)
     radius = np.sqrt(a * a + b * b)
-    limit: Field | np.float32 = np.float32(1)
+    limit: Field = np.ones_like(radius)
     if solid.lobes:
         turn = np.arctan2(b, a)
         for order, amplitude, phase, twist in solid.lobes:
-            limit = limit + np.float32(amplitude) * np.cos(order * turn + np.float32(phase + twist * z))
+            limit += np.float32(amplitude) * np.cos(np.float32(order) * turn + np.float32(phase + twist * z))
     distance = (limit - radius) * np.float32(min(rx, ry))
     return np.asarray(np.clip(distance / np.float32(solid.edge) + np.float32(0.5), 0, 1), dtype=np.float32)
 

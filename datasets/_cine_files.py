@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def write_clip(job: CineJob, split: str, index: int) -> None:
     style = job.style(split, index)
     clip = render_clip(tile_seed(split, index, job.seed), style=style, frames=job.frames, size=job.size)
     step, row, column = clip.spacing
-    facts = {"spacing": np.array([column, row, step or 1.0])}
+    facts: dict[str, Any] = {"spacing": np.array([column, row, step or 1.0])}
     if clip.seconds is not None:
         facts["seconds_per_frame"] = np.array(clip.seconds)
     with atomic(job.image(split, index)) as temporary:

@@ -33,26 +33,27 @@ def branches(
     return solids
 
 
-def bowel(rng: np.random.Generator, inside: tuple[float, float], loops: int) -> list[Solid]:
-    """Tubes that meander: overlapping balls along a random walk, first all walls, then all contents, then gas."""
-    walls, contents = [], []
+def bowel(rng: np.random.Generator, centre: Point, spread: Point, loops: int, breath: Point) -> list[Solid]:
+    """Tubes that meander within `spread` mm of a centre: balls along random walks, all walls before all contents."""
+    walls: list[Solid] = []
+    contents: list[Solid] = []
     for _ in range(loops):
-        at = np.array([rng.uniform(-0.8, 0.85) * inside[0], rng.uniform(-0.9, 0.3) * inside[1], rng.uniform(-70, 90)])
+        at = np.array(centre) + rng.uniform(-1, 1, 3) * spread
         step, radius = rng.normal(0, 1, 3), rng.uniform(8, 19)
         content = "content" if rng.random() < 0.5 else "bowel"
         lumpy, wall = lobes(rng, 0.25), rng.uniform(1.5, 4)
         for _ in range(int(rng.integers(4, 10))):
             step = 0.75 * step + rng.normal(0, 0.6, 3)
             at = at + step / max(float(np.linalg.norm(step)), 1e-6) * radius * 0.8
-            centre: Point = (float(at[0]), float(at[1]), float(at[2]))
+            place: Point = (float(at[0]), float(at[1]), float(at[2]))
             size = radius * rng.uniform(0.8, 1.15)
+            shared: dict[str, Any] = {"lobes": lumpy, "breath": breath, "within": "inside"}
             for kept, tissue, less in ((walls, "bowel", 0.0), (contents, content, wall)):
-                radii = (size - less,) * 3
-                kept.append(Solid(tissue, centre, radii, lobes=lumpy, within="inside", texture=1.5, edge=1.5))
+                kept.append(Solid(tissue, place, (size - less,) * 3, texture=1.5, edge=1.5, **shared))
             if rng.random() < 0.25:
                 bubble = size * rng.uniform(0.2, 0.7)
-                above = (centre[0], centre[1] - size * 0.3, centre[2])  # gas rises to the front
-                contents.append(Solid("gas", above, (bubble, bubble * 0.6, bubble), lobes=lumpy, within="inside"))
+                above = (place[0], place[1] - size * 0.3, place[2])  # gas rises to the front
+                contents.append(Solid("gas", above, (bubble, bubble * 0.6, bubble), **shared))
     return [*walls, *contents]
 
 
@@ -88,27 +89,27 @@ def growth(
 
 
 def spine(rng: np.random.Generator, back: float) -> list[Solid]:
-    """Vertebrae with their discs, canal, processes and muscles, in a body whose back lies at y = `back`."""
+    """Vertebrae with their discs, canal, processes and muscles, in the stencil "body" whose back lies at y = `back`."""
     size, y = rng.uniform(17, 23), back * 0.62
     pairs = [
-        Solid(
-            "muscle", (side * x, down, 0), (r, r * 0.8, THROUGH), lobes=lobes(rng, 0.08), texture=0.5, angle=side * 0.4
-        )
+        Solid("muscle", (side * x, down, 0), (r, r * 0.8, THROUGH), angle=side * 0.4, texture=0.5, within="body")
         for x, down, r in ((size * 1.9, y + size * 1.7, 26.0), (size * 1.75, y + size * 0.1, rng.uniform(10, 20)))
         for side in (-1, 1)
     ]
-    solids = [*pairs, Solid("bone", (0, y + size * 2.1, 0), (5, 17, THROUGH), edge=2)]
+    solids = [*pairs, Solid("bone", (0, y + size * 2.1, 0), (5, 17, THROUGH), edge=2, within="body")]
     for side in (-1, 1):
-        solids.append(Solid("bone", (side * size, y + size * 1.1, 0), (17, 5, 9), angle=side * 0.35, edge=2))
+        solids.append(
+            Solid("bone", (side * size, y + size * 1.1, 0), (17, 5, 9), angle=side * 0.35, edge=2, within="body")
+        )
     solids.append(Solid("disc", (0, y, 0), (size, size * 0.85, THROUGH), lobes=((2, 0.04, 0.0, 0.0),)))
     height = rng.uniform(24, 32)
+    shape = ((2, 0.04, 0.0, 0.0), (3, 0.03, 1.6, 0.0))
     for z in np.arange(-110, 111, height):
         at = (0.0, y, float(z))
-        shape: dict[str, Any] = {"lobes": ((2, 0.04, 0.0, 0.0), (3, 0.03, 1.6, 0.0))}
-        solids.append(Solid("bone", at, (size + 1.5, size * 0.9 + 1.5, height * 0.56), **shape))
-        solids.append(Solid("marrow", at, (size - 1, size * 0.9 - 1, height * 0.54), texture=2.0, **shape))
+        solids.append(Solid("bone", at, (size + 1.5, size * 0.9 + 1.5, height * 0.56), lobes=shape))
+        solids.append(Solid("marrow", at, (size - 1, size * 0.9 - 1, height * 0.54), lobes=shape, texture=2.0))
     return [
         *solids,
         Solid("fluid", (0, y + size * 1.35, 0), (9, 7, THROUGH)),
         Solid("muscle", (0, y + size * 1.35, 0), (5, 5, THROUGH)),
-    ]
+    ]  # fmt: skip

@@ -75,8 +75,9 @@ class CtSensor:
         grain = blur(self.rng.standard_normal(self.size, dtype=np.float32), self.grain)
         grain = grain - np.float32(0.6) * blur(grain, 2.0)  # filtered back-projection leaves little of low frequency
         swirl = power_noise(self.rng, self.size, 1.0, outer=12) * np.float32(0.35)
-        values = blur(values, self.sharpness) + (grain / max(float(grain.std()), 1e-6) + swirl) * np.float32(self.noise)
-        return np.asarray(np.clip((values - self.low) / (self.high - self.low), 0, 1), dtype=np.float32)
+        noise = (grain / np.float32(max(float(grain.std()), 1e-6)) + swirl) * np.float32(self.noise)
+        seen = blur(values, self.sharpness) + noise
+        return np.asarray(np.clip((seen - self.low) / (self.high - self.low), 0, 1), dtype=np.float32)
 
     def _table(self, values: Field, x: Field, y: Field) -> Field:
         body = np.argwhere(values > -400)

@@ -25,10 +25,10 @@ def _body(rng: np.random.Generator, *, chest: bool) -> list[Solid]:
     inside = (wide - fat - muscle, deep - fat * 0.8 - muscle)
     solids = [
         Solid("skin", (0, 0, 0), (wide, deep, THROUGH), lobes=shape),
-        Solid("fat", (0, 0, 0), (wide - 2, deep - 2, THROUGH), lobes=shape, texture=0.3),
+        Solid("fat", (0, 0, 0), (wide - 2, deep - 2, THROUGH), lobes=shape, texture=0.3, stencil="body"),
         Solid("muscle", (0, 0, 0), (wide - fat, deep - fat * 0.8, THROUGH), texture=0.5),
         Solid("fat", (0, 0, 0), (*inside, THROUGH), stencil="inside", texture=0.6),
-    ]
+    ]  # fmt: skip
     solids += _ribs(rng, (wide - fat - muscle / 2, deep - fat * 0.8 - muscle / 2))
     solids += _chest(rng, inside) if chest else _abdomen(rng, inside)
     return [*solids, *spine(rng, inside[1]), *_great_vessels(rng, inside[1]), *_growths(rng, inside)]
@@ -60,7 +60,7 @@ def _great_vessels(rng: np.random.Generator, back: float) -> list[Solid]:
     return [
         Solid("vein", vein, (rng.uniform(9, 14), rng.uniform(7, 11), THROUGH), lean=lean, within="inside"),
         Solid("blood", at, (radius, radius, THROUGH), lean=lean, label=LABEL["aorta"], within="inside"),
-    ]
+    ]  # fmt: skip
 
 
 def _abdomen(rng: np.random.Generator, inside: tuple[float, float]) -> list[Solid]:
@@ -68,7 +68,7 @@ def _abdomen(rng: np.random.Generator, inside: tuple[float, float]) -> list[Soli
     breath = (0.0, 0.0, float(rng.uniform(8, 18)))  # organs slide through the planes
     kidney = deep * 0.35
     low = rng.uniform(-60, 10)
-    solids = bowel(rng, inside, int(rng.integers(14, 26)))
+    solids = bowel(rng, (0, -deep * 0.3, 10), (wide * 0.82, deep * 0.6, 80), int(rng.integers(20, 36)), (0, 0, 0))
     solids += [
         Solid("liver", (-wide * 0.52, -deep * 0.1, low - 60), (wide * 0.5, deep * 0.8, 90), angle=0.3,
               lobes=lobes(rng, 0.12), breath=breath, label=LABEL["liver"], within="inside", texture=0.4, edge=1.5),
@@ -89,14 +89,9 @@ def _abdomen(rng: np.random.Generator, inside: tuple[float, float]) -> list[Soli
         solids += [
             Solid("kidney", at, (size, size * 0.78, 56), lobes=ruffled, label=label, **shape),
             Solid("medulla", at, (size * 0.72, size * 0.5, 42), lobes=lobes(rng, 0.3), edge=6, label=label, **shape),
-            Solid(
-                "fat",
-                (at[0] - side * size * 0.5, at[1] - 2, at[2]),
-                (size * 0.55, size * 0.22, 26),
-                lobes=lobes(rng, 0.2),
-                **shape,
-            ),
-        ]
+            Solid("fat", (at[0] - side * size * 0.5, at[1] - 2, at[2]), (size * 0.55, size * 0.22, 26),
+                  lobes=lobes(rng, 0.2), **shape),
+        ]  # fmt: skip
     return [*solids, *branches(rng, (0, -deep * 0.1, 0), (wide * 0.6, deep * 0.6, 80.0), 55, (0, 0, 0))]
 
 
@@ -111,24 +106,14 @@ def _chest(rng: np.random.Generator, inside: tuple[float, float]) -> list[Solid]
     heart: Point = (wide * 0.14, -deep * 0.25, 60.0)
     solids += [
         Solid("muscle", heart, (wide * 0.36, deep * 0.5, 62), lobes=lobes(rng, 0.1), within="inside"),
-        Solid(
-            "blood",
-            (heart[0] + 18, heart[1] + 4, heart[2]),
-            (wide * 0.17, deep * 0.26, 44),
-            lobes=lobes(rng, 0.1),
-            within="inside",
-        ),
-        Solid(
-            "blood",
-            (heart[0] - 26, heart[1] - 8, heart[2]),
-            (wide * 0.15, deep * 0.3, 44),
-            lobes=lobes(rng, 0.15),
-            within="inside",
-        ),
+        Solid("blood", (heart[0] + 18, heart[1] + 4, heart[2]), (wide * 0.17, deep * 0.26, 44), lobes=lobes(rng, 0.1),
+              within="inside"),
+        Solid("blood", (heart[0] - 26, heart[1] - 8, heart[2]), (wide * 0.15, deep * 0.3, 44), lobes=lobes(rng, 0.15),
+              within="inside"),
         Solid("blood", (-8, -deep * 0.12, -30), (rng.uniform(15, 19), 16, 45), lean=(0.1, 0.05), within="inside"),
         Solid("blood", (10, -deep * 0.02, -14), (rng.uniform(20, 40), 11, 14), angle=0.3, within="inside"),
         Solid("gas", (-4, deep * 0.2, -60), (9, 8, 50), within="inside"),
-    ]
+    ]  # fmt: skip
     return solids
 
 
@@ -139,15 +124,8 @@ def _growths(rng: np.random.Generator, inside: tuple[float, float]) -> list[Soli
     for _ in range(int(rng.integers(2, 12))):
         at = (rng.uniform(-0.6, 0.6) * wide, rng.uniform(-0.5, 0.4) * deep, rng.uniform(-90, 90))
         radius = float(rng.uniform(3, 9))
-        solids.append(
-            Solid(
-                "node",
-                at,
-                (radius, radius * rng.uniform(0.5, 1), radius * rng.uniform(1, 2)),
-                angle=float(rng.uniform(0, 3)),
-                within="inside",
-            )
-        )
+        solids.append(Solid("node", at, (radius, radius * rng.uniform(0.5, 1), radius * rng.uniform(1, 2)),
+                            angle=float(rng.uniform(0, 3)), within="inside"))  # fmt: skip
     for name in ("nodule", "lesion"):
         size = float(np.exp(rng.uniform(np.log(5), np.log(32 if name == "lesion" else 14))))
         at = (

@@ -33,27 +33,24 @@ def test_a_clip_is_a_function_of_its_seed(style: str) -> None:
 
 
 def test_lesions_of_ct_stacks_appear_and_vanish() -> None:
-    whole, faint = 0, 0
-    for seed in range(4):
-        found = areas(render_clip(seed, style="ct", frames=12, size=SIZE).labels, "lesion")
-        present = [i for i, area in enumerate(found) if area]
-        if present:
-            whole += found[0] == 0 and found[-1] == 0
-            faint += max(found) > 2 * found[present[0]]  # it begins small
-    assert whole >= 1
-    assert faint >= 1
+    for seed in (5, 6, 7):  # slices far enough apart to leave the lesion at both ends
+        found = np.array(areas(render_clip(seed, style="ct", frames=12, size=64).labels, "lesion"))
+        present = np.flatnonzero(found)
+        assert found[0] == found[-1] == 0
+        assert len(present) == present[-1] - present[0] + 1 >= 4
+        assert max(found[present[0]], found[present[-1]]) < 0.7 * found.max()
 
 
 def test_hearts_beat_and_the_wall_keeps_around_the_cavity() -> None:
     for style in ("cardiac", "echo"):
-        clip = render_clip(1, style=style, frames=40, size=SIZE)
+        clip = render_clip(1, style=style, frames=24, size=64)
         cavity = areas(clip.labels, "left ventricle")
         assert min(cavity) < 0.85 * max(cavity)
         assert min(areas(clip.labels, "myocardium")) > 0
 
 
 def test_breath_moves_the_liver_but_hardly_the_spine() -> None:
-    clip = render_clip(2, style="mr", frames=24, size=SIZE)
+    clip = render_clip(2, style="mr", frames=12, size=64)
     rows = [np.nonzero(frame == LABEL["liver"])[0].min() for frame in clip.labels]
     assert (max(rows) - min(rows)) * clip.spacing[1] > 4  # mm
 

@@ -63,7 +63,7 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
             _label(model, clip, labels, scale=_scale(cfg, clip), side=cfg.tile)
             write_nifti(output, labels, clip.info)
             preview = _preview(model, clip, labels, output, _scale(cfg, clip)) if cfg.preview else None
-            counts = sum(np.bincount(frame.ravel(), minlength=len(model.spec.classes)) for frame in labels)
+            counts = _counts(labels, len(model.spec.classes))
         info = clip.info
     names = [c.name for c in model.spec.classes]
     return _told(
@@ -135,6 +135,11 @@ def _preview(model: "AdaptedModel", clip: "Clip", labels: NDArray[np.uint8], out
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="png")
     return path
+
+
+def _counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """Voxels of each class, frame by frame."""
+    return np.stack([np.bincount(frame.ravel(), minlength=classes) for frame in labels]).sum(0)
 
 
 def _millilitres(names: list[str], counts: NDArray[np.int64], info: "ClipInfo") -> dict[str, float] | None:

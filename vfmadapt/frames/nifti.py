@@ -3,7 +3,7 @@
 import gzip
 import zlib
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 import nibabel
 import numpy as np
@@ -54,7 +54,7 @@ class NiftiClip(Clip):
         if path.suffix != ".gz":
             return kind.from_filename(path)
         with gzip.open(path) as stream:
-            self._file = spool(stream)
+            self._file = spool(cast(IO[bytes], stream))
         return kind.from_file_map({"image": FileHolder(fileobj=self._file), "header": FileHolder(fileobj=self._file)})
 
     def _info(self, path: Path, image: nibabel.Nifti1Image, kind: Literal["volume", "video"] | None) -> ClipInfo:
