@@ -111,6 +111,28 @@ def test_slices_are_labelled_as_they_are_alone(run: dict[str, Any], tmp_path: Pa
     np.testing.assert_array_equal(first[:, :, 1:2], alone)
 
 
+def test_labels_of_a_dicom_series_keep_the_place_of_a_missing_slice(run: dict[str, Any], tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    (tmp_path / "s").mkdir()
+    series = pydicom.uid.generate_uid()
+    for index, z in enumerate((0.0, 3.0, 9.0, 12.0)):  # none at 6
+        data = pydicom.Dataset()
+        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+        data.SeriesInstanceUID, data.InstanceNumber = series, index + 1
+        data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 40, 48, 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.ImagePositionPatient, data.ImageOrientationPatient = [-20, -30, z], [1, 0, 0, 0, 1, 0]
+        data.PixelSpacing, data.WindowCenter, data.WindowWidth = [0.9, 0.7], 40, 400
+        data.PixelData = np.random.default_rng(index).normal(40, 150, (40, 48)).astype(np.int16).tobytes()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data.save_as(tmp_path / "s" / f"{index}.dcm", enforce_file_format=True)
+    out = nibabel.load(labelled(run, tmp_path / "s", tmp_path)["map"])
+    assert out.shape == (48, 40, 5)
+    np.testing.assert_allclose(out.affine, [[-0.7, 0, 0, 20], [0, -0.9, 0, 30], [0, 0, 3, 0], [0, 0, 0, 1]], atol=1e-5)
+    assert not np.asarray(out.dataobj)[:, :, 2].any()
+
+
 def test_what_is_for_rasters_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", imgs=np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(UserError, match="polygons= is for rasters"):
