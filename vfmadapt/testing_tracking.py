@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vfmadapt.build import build_tracker, entry
 from vfmadapt.contracts import ClassSpec, DataSpec
+from vfmadapt.testing import BACKBONES
 from vfmadapt.tracking.model import TrackingModel
 from vfmadapt.tracking.prompts import Prompt
 
@@ -18,19 +19,8 @@ SPEC = DataSpec("tiny", ("grey",), (ClassSpec("object", (255, 0, 0)),), (0.0,), 
 TINY: dict[str, Any] = {
     "_target_": "vfmadapt.backbones.sam2_video.sam2_video",
     "name": "sam2_video",
-    "size": 64,
-    "trunk": {
-        "width": 16,
-        "heads": 1,
-        "blocks": [1, 1, 2, 1],
-        "windows": [4, 2, 2, 2],
-        "global_blocks": [3],
-        "grid": 7,
-    },
-    "width": 128,
-    "memory_layers": 2,
-    "hidden": 64,
     "pretrained": False,
+    **BACKBONES["sam2_video"][1],
 }
 
 SCENES: dict[str, Sequence[Prompt]] = {
