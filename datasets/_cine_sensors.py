@@ -83,9 +83,10 @@ class CtSensor:
         body = np.argwhere(values > -400)
         if not len(body):
             return values
-        away = y - (float(y[body[:, 0].max()].mean()) + self.table[0]) + self.table[1] * x * x
-        line = np.maximum(1 - np.abs(away) / 2, 0) * (np.abs(x) < 200) * (values < -700)
-        return np.asarray(values + line * np.float32(950), dtype=np.float32)
+        across, down = x.mean(0, keepdims=True), y.mean(1, keepdims=True)  # tissue bends, the table does not
+        away = down - (float(down[body[:, 0].max(), 0]) + self.table[0]) + self.table[1] * across**2
+        line = np.maximum(1 - np.abs(away) / 3, 0) * (np.abs(across) < 200) * (values < -700)
+        return np.asarray(values + line * np.float32(1500), dtype=np.float32)
 
     def _streaks(self, values: Field) -> Field:
         """Fans of light and dark lines from the brightest spot, the stronger the denser it is."""
