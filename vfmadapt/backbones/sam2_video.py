@@ -77,6 +77,8 @@ def sam2_video(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Sam2VideoModel(config)
+    one, other = net.prompt_encoder.shared_embedding, net.shared_image_embedding  # SAM2 has one: points on its grid
+    other.positional_embedding.copy_(one.positional_embedding)
     if weights is not None:
         load_video_weights(net, find_weights(weights), name)
     return Sam2VideoBackbone(net, name=name, gradient_checkpointing=gradient_checkpointing)
