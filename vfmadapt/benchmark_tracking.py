@@ -76,7 +76,7 @@ def _model(name: str, size: int) -> TrackingModel:
     return TrackingModel(model.backbone, spec=model.spec).eval()
 
 
-def _timed(model: TrackingModel, frames: Tensor, count: int) -> dict[str, float | None]:
+def _timed(model: TrackingModel, frames: Tensor, count: int) -> dict[str, Any]:
     """Median milliseconds of a frame with `count` objects, ours and sam2's in turn."""
     side = model.size
     prompts = [

@@ -257,7 +257,7 @@ def _write(
     from vfmadapt.tasks.previews import evenly
 
     file = save(run / "adapter.safetensors", task.model, training=plain(cfg))
-    samples = data.samples("test")
+    samples: Any = data.samples("test")
     pictures = task.draw(samples, run / "previews", indices=evenly(samples, cfg.previews))
     log.info("adapter file: %s (%.2f MB)\npreviews: %s", file, file.stat().st_size / 1e6, run / "previews")
     return {"adapter_file": str(file), "adapter_bytes": file.stat().st_size, "previews": [str(p) for p in pictures]}
