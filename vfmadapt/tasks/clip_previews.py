@@ -18,7 +18,7 @@ _COLOURS = ((230, 60, 60), (60, 160, 255), (250, 200, 40), (80, 200, 120), (200,
 def write_clip_previews(
     follow: Callable[[Any], tuple[Tensor, Tensor, Tensor]], clips: Any, folder: Path, *, indices: Sequence[int]
 ) -> list[Path]:
-    """Write one PNG per clip: evenly spaced frames with the truth above, what `follow` found below.
+    """Write one PNG per clip: evenly spaced frames, the truth above what `follow` found.
 
     Returns:
         The files, named by the clips' ids.
@@ -30,7 +30,7 @@ def write_clip_previews(
         found, truth, _ = follow(sample)
         classes = [ClassSpec(f"structure {i + 1}", _COLOURS[i % len(_COLOURS)]) for i in range(len(truth))]
         chosen = np.unique(np.linspace(0, len(sample["image"]) - 1, _SHOWN).astype(int))
-        pictures = [(f"frame {t}", _column(sample["image"][t], (truth[:, t], found[:, t]), classes)) for t in chosen]
+        pictures = [(f"{t}: truth, found", _column(sample["image"][t], (truth[:, t], found[:, t]), classes)) for t in chosen]
         written.append(folder / f"{sample['id'].replace('/', '_')}.png")
         panel(pictures, classes).save(written[-1])
     return written
