@@ -30,7 +30,9 @@ def write_clip_previews(
         found, truth, _ = follow(sample)
         classes = [ClassSpec(f"structure {i + 1}", _COLOURS[i % len(_COLOURS)]) for i in range(len(truth))]
         chosen = np.unique(np.linspace(0, len(sample["image"]) - 1, _SHOWN).astype(int))
-        pictures = [(f"{t}: truth, found", _column(sample["image"][t], (truth[:, t], found[:, t]), classes)) for t in chosen]
+        pictures = [
+            (f"{t}: truth, found", _column(sample["image"][t], (truth[:, t], found[:, t]), classes)) for t in chosen
+        ]
         written.append(folder / f"{sample['id'].replace('/', '_')}.png")
         panel(pictures, classes).save(written[-1])
     return written
