@@ -74,3 +74,33 @@ def write_tiff() -> Callable[..., Path]:
     `gcps`, `scales`, `offsets`, `descriptions`, `colorinterp` and `mask` are set as rasterio names them.
     """
     return _write_tiff
+
+
+@pytest.fixture
+def dicom_series(tmp_path: Path) -> Path:
+    """The folder of a CT series: slices of -1000, -900, ... HU, its files named and numbered against their order."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    (tmp_path / "series").mkdir()
+    common = {k: generate_uid() for k in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    for i in range(5):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        ds.Modality, ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = "CT", "1", "A^B", "", "O"
+        ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ""
+        ds.SeriesNumber, ds.InstanceNumber = 1, 5 - i
+        for key, uid in common.items():
+            setattr(ds, key, uid)
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 2.5 * i], [1, 0, 0, 0, 1, 0]
+        ds.PixelSpacing, ds.SliceThickness = [0.9, 0.7], 2.5
+        ds.Rows, ds.Columns = 41, 33
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+        ds.RescaleIntercept, ds.RescaleSlope = -1000, 1
+        ds.PixelData = np.full((41, 33), 100 * i, dtype=np.int16).tobytes()
+        ds.save_as(tmp_path / "series" / f"{5 - i}.dcm", enforce_file_format=True)
+    return tmp_path / "series"

@@ -20,11 +20,12 @@ from vfmadapt.testing import adapted, grids, loss, perturb, tiny_backbone
 
 ADAPTERS = names("adapter")
 TRAINED = [n for n in ADAPTERS if n != "frozen"]
-FAMILIES = ("no_prefix", "vit", "dinov2_reg", "clip", "dinov3", "samvit", "sam2_hiera")
+FAMILIES = ("no_prefix", "vit", "dinov2_reg", "clip", "dinov3", "samvit", "sam2_hiera", "sam2_video")
 # pairs that cannot work, and why
 REFUSED: dict[tuple[str, str], str] = {
     ("vpt", "samvit"): "windows",
     ("vpt", "sam2_hiera"): "windows",
+    ("vpt", "sam2_video"): "windows",
 }
 IMAGE = (2, 3, 37, 52)
 COMPILED_WITH = {"conv_lora": {"experts": 2}}  # each expert is traced by itself, which takes seconds

@@ -27,6 +27,9 @@ def tiny_data(entry: str, folder: Path) -> list[str]:
     """Overrides that make a data entry tiny; an entry that needs no file of the user's needs none here."""
     if entry in ("clouds_synthetic", "maps_synthetic", "urban_synthetic"):
         return ["data.train=3", "data.val=1", "data.test=1", "data.size=64", "data.workers=1", "data.shots=2"]
+    if entry == "organs_synthetic":
+        few = ["data.train=2", "data.val=1", "data.test=1", "data.shots=2"]
+        return [*few, "data.slices=1", "data.size=64", "data.workers=1"]
     if entry == "npz_stack":
         rng = np.random.default_rng(0)
         images = rng.normal(size=(16, 48, 40, 1)).astype(np.float32)

@@ -13,10 +13,10 @@ from torch import nn
 
 from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
+from vfmadapt.files import atomic_path
 from vfmadapt.raster.io import raster_info
 from vfmadapt.raster.predict import predict_raster
 from vfmadapt.raster.preview import VOID_COLOUR, write_preview
-from vfmadapt.raster.write import atomic_path
 
 CLASSES = (
     ClassSpec("clear", (34, 102, 51)),

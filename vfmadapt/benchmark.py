@@ -18,7 +18,7 @@ Case = tuple[Callable[[], Any], Callable[[], Any]]  # (fast, direct)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Time one layer of `cfg.adapter`, forward and forward + backward; other `what`: `overheads`, `kernels`, `raster`.
+    """Time one layer of `cfg.adapter`, forward and forward + backward; `what` names the others.
 
     The adapter's module offers `benchmark_pair(adapter, batch, (h, w)) -> (fast, direct, inputs)`.
 
@@ -45,8 +45,13 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         from vfmadapt.benchmark_raster import raster
 
         return raster(cfg)
+    if cfg.what == "tracking":
+        from vfmadapt.benchmark_tracking import tracking
+
+        return tracking(cfg)
     if cfg.what != "layer":
-        known = "layer (one adapter, fast against direct), adapters (all of them), kernels (their operations), raster"
+        known = "layer (one adapter, fast against direct), adapters (all of them), kernels (their operations), raster, "
+        known += "tracking"
         raise UserError(f"benchmark what={cfg.what}: choose one of {known}")
     fast, direct, inputs = _pair(cfg)
     before = torch.get_num_threads()

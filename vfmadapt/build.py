@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from vfmadapt.contracts import Adapter, BackboneSpec, DataSource, DataSpec, Head
     from vfmadapt.host import AdaptedBackbone
     from vfmadapt.model import AdaptedModel
+    from vfmadapt.tracking.model import TrackingModel
 
 MODEL_PACKAGES = ("vfmadapt.adapters.", "vfmadapt.heads.", "vfmadapt.backbones.")
 """Where a `_target_` of a model's config may point: an adapter file must not name any other code."""
+
+TRAINED_COPIES = {"train_patch_embed": "patch_embed", "train_decoder": "decoder"}
+"""Settings of a backbone that add a trained copy of its tensors, and the role of these."""
 
 
 def names(group: str) -> list[str]:
@@ -123,13 +127,14 @@ def entry(group: str, name: str) -> dict[str, Any]:
 def build_backbone(cfg: Any, adapter_cfg: Any, bands: Sequence[str]) -> "AdaptedBackbone":
     """Frozen backbone of node `cfg` for `bands` with the adapter of node `adapter_cfg`.
 
-    `train_patch_embed` in `cfg` adds a trained copy of the first layer.
+    `train_patch_embed` in `cfg` adds a trained copy of the first layer, `train_decoder` one of SAM2's mask decoder.
     """
     from vfmadapt.host import AdaptedBackbone
 
     config = {"backbone": plain(cfg), "adapter": plain(adapter_cfg)}
     settings = dict(config["backbone"])
-    settings.pop("train_patch_embed", None)
+    for key in TRAINED_COPIES:
+        settings.pop(key, None)
     frozen = instantiate(settings, bands=tuple(bands))
     return AdaptedBackbone(frozen, adapters(config, frozen), config=config)
 
@@ -137,23 +142,29 @@ def build_backbone(cfg: Any, adapter_cfg: Any, bands: Sequence[str]) -> "Adapted
 def adapters(config: Mapping[str, Any], frozen: Any) -> dict[str, "Adapter"]:
     """The adapters of a plain config (nodes `adapter`, `backbone`) for a frozen backbone, by name."""
     made: dict[str, Adapter] = {"main": adapter(config["adapter"], frozen)}
-    if config["backbone"].get("train_patch_embed"):
+    for key, role in TRAINED_COPIES.items():
+        if not config["backbone"].get(key):
+            continue
         from vfmadapt.adapters.owned import TrainedTensors
 
-        if isinstance(made["main"], TrainedTensors):
+        if getattr(made["main"], "role", None) == "all" and role != "patch_embed":
+            continue  # trained already
+        if role == "patch_embed" and isinstance(made["main"], TrainedTensors):
             raise UserError(
-                f"backbone.train_patch_embed=true: {type(made['main']).__name__} trains frozen tensors already; "
-                "leave it false"
+                f"backbone.{key}=true: {type(made['main']).__name__} trains frozen tensors already; leave it false"
             )
-        made["patch_embed"] = TrainedTensors(frozen.spec, role="patch_embed")
+        made[role] = TrainedTensors(frozen.spec, role=role)
     return made
 
 
 def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
     """Backbone, adapter and head of `cfg` (nodes `backbone`, `adapter`, `head`) for the data of `spec`.
 
-    A `PromptableModel` where the head answers prompts.
+    A `PromptableModel` where the head answers prompts; a `TrackingModel` where `head` is null: SAM2's video model has
+    its own.
     """
+    if cfg.get("head") is None:
+        return build_tracker(cfg, spec)
     from vfmadapt.contracts import PromptHead
     from vfmadapt.model import AdaptedModel
     from vfmadapt.promptable import PromptableModel
@@ -165,6 +176,23 @@ def build_model(cfg: Any, spec: "DataSpec") -> "AdaptedModel":
     if isinstance(made, PromptHead):
         return PromptableModel(backbone, made, spec=spec)
     return AdaptedModel(backbone, made, spec=spec)
+
+
+def build_tracker(cfg: Any, spec: "DataSpec") -> "TrackingModel":
+    """SAM2's video model with the adapter of `cfg` (nodes `backbone`, `adapter`), for frames of the data of `spec`.
+
+    Its frames are red, green and blue from 0 to 1, whatever the data's units.
+    """
+    from dataclasses import replace
+
+    from vfmadapt.backbones._weights import RGB
+    from vfmadapt.tracking.model import TrackingModel
+
+    backbone = build_backbone(cfg["backbone"], cfg["adapter"], RGB)
+    return TrackingModel(
+        backbone,
+        spec=replace(spec, bands=RGB, mean=backbone.spec.mean or (0.0,) * 3, std=backbone.spec.std or (1.0,) * 3),
+    )
 
 
 def head(node: Any, backbone: "BackboneSpec", spec: "DataSpec") -> "Head":

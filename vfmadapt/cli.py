@@ -19,6 +19,7 @@ TOOLS = {
     "train": "train adapter and head on a data set",
     "evaluate": "adapter file + labelled data -> metrics",
     "predict": "adapter file + GeoTIFF -> georeferenced map",
+    "track": "adapter file + video or volume + prompt -> masks of every frame",
     "pretrain": "masked-image modelling of a backbone",
     "benchmark": "time an adapter's fast path against its direct formulation",
     "doctor": "which implementation each kernel takes here, and why not the others",

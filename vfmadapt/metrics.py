@@ -56,7 +56,8 @@ def _ratio(part: Tensor, whole: Tensor) -> list[float | None]:
     return [float(p) / float(w) if float(w) > 0 else None for p, w in zip(part, whole, strict=True)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are not None; None without any."""
     defined = [v for v in values if v is not None]
     return sum(defined) / len(defined) if defined else None
 
@@ -140,10 +141,10 @@ class SegmentationMetrics:
         iou, f1 = _ratio(hit, truth + found - hit), _ratio(2 * hit, truth + found)
         accuracy = _ratio(hit.sum()[None], truth.sum()[None])[0]
         return {
-            "miou": _mean(iou),
+            "miou": mean_of_known(iou),
             "accuracy": accuracy,
-            "mean_f1": _mean(f1),
-            "boundary_f1": _mean(self._boundary_f1()),
+            "mean_f1": mean_of_known(f1),
+            "boundary_f1": mean_of_known(self._boundary_f1()),
             "iou": dict(zip(self.classes, iou, strict=True)),
             "f1": dict(zip(self.classes, f1, strict=True)),
             **(self._courses() if self.lines else {}),
@@ -224,6 +225,8 @@ def _sync(counts: Any, names: Sequence[str], device: torch.device | None) -> Non
 _COLUMNS = {
     "iou": "IoU",
     "f1": "F1",
+    "dice3d": "Dice",
+    "hd95_mm": "HD95",
     "completeness": "compl.",
     "correctness": "corr.",
     "quality": "qual.",

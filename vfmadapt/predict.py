@@ -30,7 +30,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
         "objects" (how many, of a model that answers prompts), "area_km2" (None without a projected CRS), "void" (pixels
         without data), "size" [height, width] and "seconds"; of several adapter files "maps", all that by name; of one
-        part of an array job, "blocks": how many were computed now.
+        part of an array job, "blocks": how many were computed now; of a volume or video what `predict_clip` gives.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -42,6 +42,12 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         raise UserError(f"{missing}= is missing; write predict input=scene.tif adapter_file=adapter.safetensors")
     if (cfg.engine == "array") != (cfg.index is not None and cfg.of is not None):
         raise UserError("index= and of= go with engine=array, which needs both, for instance index=0 of=4")
+    from vfmadapt.frames.reading import is_clip
+
+    if isinstance(cfg.input, str) and is_clip(Path(cfg.input).expanduser()):
+        from vfmadapt.predict_clip import predict_clip
+
+        return predict_clip(cfg)
     from vfmadapt.raster.io import raster_info
     from vfmadapt.raster.mosaic import one_raster
 

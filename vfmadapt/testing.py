@@ -32,8 +32,21 @@ BACKBONES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "global_att_blocks": (3,),
         },
     ),
+    "sam2_video": (
+        "sam2_video",
+        {
+            "size": 64,
+            "trunk": {"width": 16, "heads": 1, "blocks": (1, 1, 2, 1), "windows": (4, 2, 2, 2), "global_blocks": (3,)},
+            "width": 128,
+            "memory_layers": 2,
+            "hidden": 64,
+        },
+    ),
 }
-"""{family: (timm name, settings that make it tiny)}: prefix tokens 0, 1 and 5, RoPE, windows, widths that grow."""
+"""{family: (timm name, settings that make it tiny)}: prefix tokens 0, 1 and 5, RoPE, windows, widths that grow.
+
+"sam2_video" is transformers' whole video model.
+"""
 
 
 def vit_spec(channels: int, depth: int = 1) -> BackboneSpec:
@@ -62,6 +75,10 @@ def tiny_backbone(family: str, *, seed: int = 0, **settings: Any) -> Any:
     from vfmadapt.backbones.timm_models import timm_backbone
 
     name, tiny = BACKBONES[family]
+    if family == "sam2_video":
+        from vfmadapt.backbones.sam2_video import sam2_video
+
+        return sam2_video(name, pretrained=False, seed=seed, **tiny, **settings)
     return timm_backbone(name, pretrained=False, seed=seed, settings=dict(tiny), **settings)
 
 

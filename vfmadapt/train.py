@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vfmadapt.model import AdaptedModel
+    from vfmadapt.tasks.clips import TrackingData
     from vfmadapt.tasks.data import SegmentationData
     from vfmadapt.tasks.training import AdapterTask
 
@@ -108,8 +109,8 @@ def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
     return path
 
 
-def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
-    """Loaders and augmentation as `cfg.loader` and `cfg.augment` say.
+def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingData":
+    """Loaders and augmentation as `cfg.loader` and `cfg.augment` say; of clips where `cfg.loader` has `clip`.
 
     Raises:
         UserError: settings that they do not take; no window size.
@@ -118,6 +119,8 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
     from vfmadapt.tasks.data import SegmentationData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
+    if "clip" in loader:
+        return _make_clips(cfg, source, loader)
     if "crop" not in loader:
         raise UserError("loader.crop is missing; write loader.crop=128, the side of a training window in pixels")
     crop = {"crop": loader.pop("crop")}
@@ -129,6 +132,16 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData":
         check_arguments(made, name, settings)
     augment = Augment(**crop, **changes)
     return SegmentationData(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
+
+
+def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "TrackingData":
+    """Loaders over clips; their frames are resized, not cropped, and read anew each time."""
+    from vfmadapt.tasks.clips import TrackingData
+
+    settings = {k: v for k, v in loader.items() if k not in ("crop", "cache_mb")}
+    settings |= {"side": cfg.backbone.size, "flips": cfg.augment.flips, "radiometric": cfg.augment.radiometric}
+    check_arguments(TrackingData, "loader", settings)
+    return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
 def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
@@ -185,23 +198,23 @@ def start_from_file(model: "AdaptedModel", path: str) -> None:
     model.load_adapter_state(state)
 
 
-def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> None:
+def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData") -> None:
     """Show adapters whose start depends on data the first training batches, normalised.
 
     Before the trainer starts other processes, so that all of them see the same batches.
     """
-    from vfmadapt.model import normalise
-
     if not list(task.model.backbone.from_data()):
         return
+    from torch import Tensor
+
     device = trainer.strategy.root_device
     model = task.model.to(device)
     first = list(islice(data.train_dataloader(), START_BATCHES))
-    images = ((batch["image"].to(device), batch["valid"].to(device)) for batch in first)
-    model.backbone.initialise([normalise(image, valid, model.mean, model.std) for image, valid in images])
+    tensors = ({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)} for batch in first)
+    model.backbone.initialise([task.images(batch) for batch in tensors])
 
 
-def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
@@ -219,7 +232,7 @@ def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData", resum
             raise KeyboardInterrupt from None
 
 
-def measure(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData") -> dict[str, Any]:
+def measure(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData") -> dict[str, Any]:
     """Metrics of the test split, also logged as a table."""
     with _quiet():
         trainer.test(task, datamodule=data, verbose=False)
@@ -236,13 +249,15 @@ def _load_best(trainer: "Trainer", task: "AdapterTask") -> None:
         task.model.load_adapter_state(checkpoint["state_dict"])
 
 
-def _write(cfg: "DictConfig", task: "AdapterTask", data: "SegmentationData", run: Path) -> dict[str, Any]:
+def _write(
+    cfg: "DictConfig", task: "AdapterTask", data: "SegmentationData | TrackingData", run: Path
+) -> dict[str, Any]:
     """Adapter file and previews of test images."""
     from vfmadapt.checkpoint import save
     from vfmadapt.tasks.previews import evenly
 
     file = save(run / "adapter.safetensors", task.model, training=plain(cfg))
-    samples = data.samples("test")
+    samples: Any = data.samples("test")
     pictures = task.draw(samples, run / "previews", indices=evenly(samples, cfg.previews))
     log.info("adapter file: %s (%.2f MB)\npreviews: %s", file, file.stat().st_size / 1e6, run / "previews")
     return {"adapter_file": str(file), "adapter_bytes": file.stat().st_size, "previews": [str(p) for p in pictures]}

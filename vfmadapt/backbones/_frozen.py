@@ -1,4 +1,4 @@
-"""What all frozen timm networks share: frozen for good, roles, recomputation, features."""
+"""What all frozen networks share: frozen for good, roles, recomputation, features."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vfmadapt.backbones._roles import Net, find_place, linear_widths, tensor_names
+from vfmadapt.backbones._roles import Net, find_place, linear_widths, patch_convolution, tensor_names
 from vfmadapt.backbones._weights import RGB, weights_hash, widen_patch_embed
 from vfmadapt.contracts import BackboneSpec, Features, Place, UserError
 
 
 class FrozenNet(nn.Module):
-    """A frozen timm network behind the backbone contract; subclasses add how images become tokens and tokens grids.
+    """A frozen network behind the backbone contract; subclasses add how images become tokens and tokens grids.
 
     Args:
-        net: the timm network, three input channels; frozen here.
+        net: the network, three input channels; frozen here.
         name: what the adapter file calls it.
         bands: number of bands or their names; see `widen_patch_embed`.
         dims, strides, windowed: per block, see `BackboneSpec`.
@@ -27,6 +27,7 @@ class FrozenNet(nn.Module):
         final_norm: put the network's final norm on the last block's features.
         mean, std: per RGB channel of the pretraining, or None.
         licence: of the weights.
+        trunk: path of the module in `net` that has the blocks; "" for `net` itself.
     """
 
     spec: BackboneSpec
@@ -46,15 +47,17 @@ class FrozenNet(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         licence: str = "unknown",
+        trunk: str = "",
     ) -> None:
         super().__init__()
         names = tuple(bands) if not isinstance(bands, int) else RGB if bands == 3 else ("",) * bands
-        widen_patch_embed(net, names)
         self.net: Net = net.requires_grad_(False).eval()
+        self._path = trunk
+        widen_patch_embed(self.trunk, names)
         self.gradient_checkpointing = gradient_checkpointing
         self.recompute_context: Callable[[], AbstractContextManager[Any]] = nullcontext
         if final_norm:
-            find_place(net, "norm", 0, name)
+            find_place(self.trunk, "norm", 0, name)
         self.spec = BackboneSpec(
             name=name,
             dims=tuple(dims),
@@ -65,11 +68,16 @@ class FrozenNet(nn.Module):
             std=tuple(std) if std is not None else None,
             weights_hash=weights_hash(net),
             licence=licence,
-            linears=linear_widths(net),
-            embed_dim=net.patch_embed.proj.out_channels,
+            linears=linear_widths(self.trunk),
+            embed_dim=patch_convolution(self.trunk).out_channels,
             windowed=tuple(windowed),
             final_norm=final_norm,
         )
+
+    @property
+    def trunk(self) -> Net:
+        """The module that has the blocks."""
+        return self.net.get_submodule(self._path)
 
     def train(self, mode: bool = True) -> "FrozenNet":
         """Stay in evaluation mode whatever `mode` says."""
@@ -93,19 +101,19 @@ class FrozenNet(nn.Module):
 
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks in order."""
-        return list(self.net.blocks)
+        return list(self.trunk.blocks)
 
     def place(self, role: str, index: int) -> Place:
         """The module that plays `role` in block `index`."""
-        return find_place(self.net, role, index, self.spec.name)
+        return find_place(self.trunk, role, index, self.spec.name)
 
     def tensors(self, role: str) -> Iterable[str]:
         """Names of the frozen tensors of `role` in the state dict."""
-        names = tensor_names(self.net, role, self.spec.name, final_norm=self.spec.final_norm)
-        return [f"net.{name}" for name in names]
+        names = tensor_names(self.trunk, role, self.spec.name, final_norm=self.spec.final_norm)
+        return [".".join(filter(None, ("net", self._path, name))) for name in names]
 
     def exported(self) -> nn.Module:
-        """The timm network."""
+        """The library's network."""
         net: nn.Module = self.net
         return net
 

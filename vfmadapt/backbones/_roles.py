@@ -1,4 +1,4 @@
-"""Which module of a timm network plays which role; the only place that knows timm's names inside a block."""
+"""Which module of a network plays which role; the only place that knows a library's names inside a block."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,10 @@ from torch import nn
 from vfmadapt.contracts import LINEAR_ROLES, ROLES, Place, UserError
 
 Net = Any
-"""A timm network with `patch_embed`, `blocks` and maybe `norm`: nn.Module declares none of these."""
+"""A network with `patch_embed`, `blocks` and maybe `norm`: nn.Module declares none of these."""
+
+_OTHER = {"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "proj_in", "fc2": "proj_out"}
+"""What transformers calls parts of a block that timm has under the role's own name."""
 
 
 def find_place(net: Net, role: str, index: int, name: str) -> Place:
@@ -27,14 +30,25 @@ def find_place(net: Net, role: str, index: int, name: str) -> Place:
 
 def _in_block(block: Net, role: str) -> Place | None:
     if role in ("norm1", "attn", "norm2", "mlp"):
-        found = getattr(block, role, None)
+        found = _part(block, role)
     elif role in ("fc1", "fc2"):
-        found = getattr(getattr(block, "mlp", None), role, None)
+        found = _part(getattr(block, "mlp", None), role)
     elif role in ("q", "k", "v"):
         return _query_key_value(block, role)
     else:
         found = getattr(getattr(block, "attn", None), role, None)
     return Place(found) if isinstance(found, nn.Module) else None
+
+
+def _part(module: Net, role: str) -> Net:
+    return getattr(module, role, None) or getattr(module, _OTHER.get(role, role), None)
+
+
+def patch_convolution(net: Net) -> nn.Conv2d:
+    """The convolution that makes tokens of pixels."""
+    found = getattr(net.patch_embed, "proj", None) or net.patch_embed.projection
+    assert isinstance(found, nn.Conv2d)
+    return found
 
 
 def _query_key_value(block: Net, role: str) -> Place | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmadapt.backbones._frozen import FrozenNet
-from vfmadapt.backbones._roles import Net
+from vfmadapt.backbones._roles import Net, linear_widths, patch_convolution
 from vfmadapt.backbones._weights import RGB
 from vfmadapt.contracts import Features, UserError
 
@@ -27,21 +27,25 @@ class GridBackbone(FrozenNet):
         settings: further ones of `FrozenNet`.
     """
 
-    def __init__(self, net: Net, *, name: str, bands: int | Sequence[str] = RGB, **settings: Any) -> None:
-        strides = _strides(net)
+    def __init__(
+        self, net: Net, *, name: str, bands: int | Sequence[str] = RGB, trunk: str = "", **settings: Any
+    ) -> None:
+        has_blocks = net.get_submodule(trunk)
+        strides, widths = _strides(has_blocks), linear_widths(has_blocks)["fc2"]
         super().__init__(
             net,
             name=name,
             bands=bands,
-            dims=[block.mlp.fc2.out_features for block in net.blocks],
+            dims=[channels for _, channels in widths],
             strides=strides,
-            windowed=(True,) * len(net.blocks),
+            windowed=(True,) * len(widths),
             prefix_tokens=0,
+            trunk=trunk,
             **settings,
         )
         self._multiple = strides[-1]
-        if not _is_sam(net):  # the window position embedding is tiled over the first grid
-            self._multiple = math.lcm(strides[-1], strides[0] * net.window_spec[0])
+        if (tile := self._position_tile()) > 1:
+            self._multiple = math.lcm(strides[-1], strides[0] * tile)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Cells (h, w) of the first block's grid for an H x W image, padding included."""
@@ -67,11 +71,15 @@ class GridBackbone(FrozenNet):
         pad = (0, -width % self._multiple, 0, -height % self._multiple)
         tokens = self._embed(F.pad(image, pad, mode="replicate") if any(pad) else image)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
-        for index, block in enumerate(self.net.blocks[: max(layers) + 1]):
+        for index, block in enumerate(self.trunk.blocks[: max(layers) + 1]):
             tokens = self._run(block, tokens, {})
             if index in layers:
                 kept[index] = self.split(tokens, (0, 0))
         return self._features(layers, kept)
+
+    def _position_tile(self) -> int:
+        """Side of the position embedding that is tiled over the first grid, 1 where there is none."""
+        return 1 if _is_sam(self.net) else self.net.window_spec[0]
 
     def _embed(self, image: Tensor) -> Tensor:
         from timm.layers import resample_abs_pos_embed_nhwc
@@ -102,8 +110,9 @@ def _is_sam(net: Net) -> bool:
 
 def _strides(net: Net) -> list[int]:
     """Pixels per cell after each block."""
-    stride, found = net.patch_embed.proj.stride[0], []
+    stride, found = patch_convolution(net).stride[0], []
     for block in net.blocks:
-        stride *= block.q_stride[0] if getattr(block, "q_stride", None) else 1
+        pooled = getattr(block, "q_stride", None) or getattr(block, "query_stride", None)
+        stride *= pooled[0] if pooled else 1
         found.append(stride)
     return found

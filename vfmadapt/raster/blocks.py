@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from vfmadapt.raster.write import atomic_path, nodata_of
+from vfmadapt.files import atomic_path
+from vfmadapt.raster.write import nodata_of
 
 SIDE = 512
 """Side of the tiles of every map that we write."""

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vfmadapt.errors import UserError
+from vfmadapt.files import atomic_path
 from vfmadapt.raster.blocks import Block, DamagedError, read_block
 from vfmadapt.raster.plan import Plan
-from vfmadapt.raster.write import atomic_path
 
 
 class BlockFolder:

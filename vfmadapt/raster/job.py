@@ -16,6 +16,7 @@ import torch
 
 from vfmadapt.contracts import ClassSpec
 from vfmadapt.errors import UserError
+from vfmadapt.files import publish
 from vfmadapt.raster.finishing import finish
 from vfmadapt.raster.folder import BlockFolder
 from vfmadapt.raster.io import RasterInfo, raster_info
@@ -28,7 +29,7 @@ from vfmadapt.raster.scoring import Scorer, evaluation
 from vfmadapt.raster.throughput import largest_batch
 from vfmadapt.raster.tiff import read_tags, write_tiff
 from vfmadapt.raster.tiling import Area
-from vfmadapt.raster.write import map_header, publish
+from vfmadapt.raster.write import map_header
 
 _ATTEMPTS = 2  # a read over a network, or a full GPU, may go well the second time
 _LONGEST = 1000  # characters of an error that are told; a compiler's run to thousands

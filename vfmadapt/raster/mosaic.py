@@ -12,8 +12,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from vfmadapt.errors import UserError
+from vfmadapt.files import atomic_path
 from vfmadapt.raster.io import RasterInfo, raster_info
-from vfmadapt.raster.write import atomic_path
 
 _SUFFIXES = {".tif", ".tiff", ".jp2", ".png", ".jpg", ".vrt", ".img"}
 _TYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32"}

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.contracts import ClassSpec, ValueSpec
+from vfmadapt.files import atomic_path
 from vfmadapt.raster.io import open_raster
 from vfmadapt.raster.tiling import Area
-from vfmadapt.raster.write import atomic_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,20 +1,16 @@
-"""Maps out: GeoTIFFs that lie exactly where their source lies, and files that appear whole or not at all."""
+"""Maps out: GeoTIFFs that lie exactly where their source lies."""
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from vfmadapt.contracts import ClassSpec
-from vfmadapt.errors import UserError
 from vfmadapt.raster.io import RasterInfo
 
 NODATA = 255
@@ -36,35 +32,6 @@ def nodata_of(dtype: DTypeLike) -> float:
     if np.dtype(dtype).kind == "f":
         return math.nan
     return NODATA if np.dtype(dtype).itemsize == 1 else 0
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what was written there gets the real name at the end, or goes on an error.
-
-    The folder is made where it is missing. Raises UserError where it cannot be written to.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; choose another output") from error
-    try:
-        yield temporary
-        publish(temporary, target)
-    finally:
-        for leftover in (temporary, temporary.with_name(temporary.name + ".aux.xml")):
-            leftover.unlink(missing_ok=True)
-
-
-def publish(temporary: Path, target: Path) -> None:
-    """Give a finished file its final name, safely on disk; both lie on one file system."""
-    _sync(temporary)
-    os.replace(temporary, target)
-    with suppress(OSError):  # some file systems cannot open a folder; the file itself is safe by now
-        _sync(target.parent)
 
 
 def map_header(
@@ -125,11 +92,3 @@ def _georeference(dataset: Any, info: RasterInfo) -> None:
 def _colour_table(classes: Sequence[ClassSpec]) -> dict[int, tuple[int, int, int, int]]:
     table = {i: (*c.colour, 255) for i, c in enumerate(classes)}
     return {**table, NODATA: (0, 0, 0, 0)}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -122,9 +122,9 @@ class _Augmented(Dataset[Sample]):
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Samples of one size -> {"image" (B, C, H, W), "mask" (B, H, W), "valid" (B, H, W), "id": list}."""
+    """Samples of one size -> {"image" (B, C, H, W), "mask" (B, H, W), "valid" (B, H, W), "id", "spacing": lists}."""
     batch: dict[str, Any] = {k: torch.stack([s[k] for s in samples]) for k in ("image", "mask", "valid")}
-    return batch | {"id": [s["id"] for s in samples]}
+    return batch | {"id": [s["id"] for s in samples], "spacing": [s.get("spacing") for s in samples]}
 
 
 class SegmentationData(LightningDataModule):

@@ -36,6 +36,8 @@ class SegmentationTask(AdapterTask):
         window: larger images are predicted by windows of this side, in pixels.
     """
 
+    metrics_class: type[SegmentationMetrics] = SegmentationMetrics
+
     def __init__(
         self,
         model: AdaptedModel,
@@ -60,7 +62,7 @@ class SegmentationTask(AdapterTask):
         names = [c.name for c in model.spec.classes]
         ignored = model.spec.ignore_index
         lines = [c.name for c in model.spec.classes if c.line]
-        self.metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=boundary_tolerance, lines=lines)
+        self.metrics = self.metrics_class(names, ignore_index=ignored, tolerance=boundary_tolerance, lines=lines)
 
     def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
         """The model's logits."""
@@ -125,6 +127,10 @@ class SegmentationTask(AdapterTask):
         logits = whole_image(self.model, batch["image"], batch["valid"], side=self.window)
         loss = self.loss(logits, batch["mask"])["loss"]
         self.log(f"{split}/loss", loss, on_epoch=True, batch_size=1, sync_dist=True)
+        self.count(logits, batch)
+
+    def count(self, logits: Tensor, batch: dict[str, Any]) -> None:
+        """Count the logits (B, K, H, W) of a batch of whole images."""
         self.metrics.update(logits, batch["mask"])
 
     def _conclude(self, split: str) -> None:

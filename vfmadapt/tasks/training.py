@@ -14,7 +14,7 @@ from torch import Tensor
 from vfmadapt._state import load_state
 from vfmadapt.contracts import Samples
 from vfmadapt.errors import UserError
-from vfmadapt.model import AdaptedModel
+from vfmadapt.model import AdaptedModel, normalise
 
 Schedule = Literal["cosine", "poly", "constant"]
 
@@ -74,6 +74,10 @@ class AdapterTask(LightningModule):
     def draw(self, samples: Samples, folder: Path, *, indices: Sequence[int]) -> list[Path]:
         """Write one picture per sample."""
         raise NotImplementedError  # abstract
+
+    def images(self, batch: dict[str, Any]) -> Tensor:
+        """The images of a batch, normalised, for adapters that start from data: (B, C, H, W)."""
+        return normalise(batch["image"], batch["valid"], self.model.mean, self.model.std)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trainable parameters, a learning rate per step."""

@@ -1,0 +1,142 @@
+"""The generated clips: equal for equal seeds, what each style promises, and the data sources over them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vfmadapt.contracts import ClipSource, DataSource
+from vfmadapt.datasets._anatomy import Bend, Moment, Solid, paint
+from vfmadapt.datasets._cine_scene import CLASS_NAMES, ORGAN_STYLES, STYLES, render_clip
+from vfmadapt.datasets.cine_synthetic import CineSynthetic
+from vfmadapt.datasets.organs_synthetic import OrgansSynthetic
+from vfmadapt.errors import UserError
+from vfmadapt.frames.labelled import labelled_clips
+
+SIZE = 96
+LABEL = {name: index for index, name in enumerate(CLASS_NAMES)}
+
+
+def areas(labels: np.ndarray, name: str) -> list[int]:
+    return [int((frame == LABEL[name]).sum()) for frame in labels]
+
+
+@pytest.mark.parametrize("style", [*STYLES, *ORGAN_STYLES])
+def test_a_clip_is_a_function_of_its_seed(style: str) -> None:
+    one, again, other = (render_clip(seed, style=style, frames=2, size=SIZE) for seed in (3, 3, 4))
+    assert np.array_equal(one.image, again.image)
+    assert np.array_equal(one.labels, again.labels)
+    assert not np.array_equal(one.image, other.image)
+    assert one.image.shape == one.labels.shape == (2, SIZE, SIZE)
+    assert (one.seconds is None) == (style not in ("mr", "cardiac", "echo")) == (one.spacing[0] is not None)
+
+
+def test_lesions_of_ct_stacks_appear_and_vanish() -> None:
+    for seed in (5, 6, 7):  # slices far enough apart to leave the lesion at both ends
+        found = np.array(areas(render_clip(seed, style="ct", frames=12, size=64).labels, "lesion"))
+        present = np.flatnonzero(found)
+        assert found[0] == found[-1] == 0
+        assert len(present) == present[-1] - present[0] + 1 >= 4
+        assert max(found[present[0]], found[present[-1]]) < 0.7 * found.max()
+
+
+def test_hearts_beat_and_the_wall_keeps_around_the_cavity() -> None:
+    for style in ("cardiac", "echo"):
+        clip = render_clip(1, style=style, frames=24, size=64)
+        cavity = areas(clip.labels, "left ventricle")
+        assert min(cavity) < 0.85 * max(cavity)
+        assert min(areas(clip.labels, "myocardium")) > 0
+
+
+def test_breath_moves_the_liver_but_hardly_the_spine() -> None:
+    clip = render_clip(2, style="mr", frames=12, size=64)
+    rows = [np.nonzero(frame == LABEL["liver"])[0].min() for frame in clip.labels]
+    assert (max(rows) - min(rows)) * clip.spacing[1] > 4  # mm
+
+
+def test_labels_of_ultrasound_lie_inside_the_sector() -> None:
+    clip = render_clip(0, style="echo", frames=2, size=SIZE)
+    outside = clip.image.max(0) == 0
+    assert outside[0, 0]
+    assert outside[0, -1]
+    assert not clip.labels[:, 0, :20].any()
+
+
+def test_a_solid_is_cut_where_it_lies_and_shows_in_part_at_its_ends() -> None:
+    ball = Solid("liver", (0, 0, 0), (10, 10, 10), label=3)
+    plane = Bend(()).plane((41, 41), (-20, -20), 1.0, 0.0)
+    palette, flat = {"air": 0.0, "liver": 1.0}, np.zeros((41, 41), np.float32)
+    middle = paint([ball], palette, plane, Moment(), contrast=1, texture=flat)
+    assert (middle.labels == 3).sum() == pytest.approx(np.pi * 100, rel=0.03)
+    assert middle.brightness.sum() == pytest.approx(np.pi * 100, rel=0.02)
+    end = paint([ball], palette, plane, Moment(z=10.0), contrast=1, texture=flat, thickness=5)
+    assert 0.1 < end.brightness[20, 20] < 0.9
+    assert not paint([ball], palette, plane, Moment(z=11), contrast=1, texture=flat).labels.any()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> CineSynthetic:
+    data = CineSynthetic(
+        tmp_path_factory.mktemp("cine"), train=2, val=1, test=2, frames=3, size=64, styles=["mr", "echo"],
+        test_styles=["ct"], workers=1,
+    )  # fmt: skip
+    data.prepare()
+    return data
+
+
+def test_training_and_test_clips_have_their_styles(source: CineSynthetic) -> None:
+    assert isinstance(source, ClipSource)
+    assert isinstance(source, DataSource)
+    train, test = source.clips("train"), source.clips("test")
+    assert [train[i]["id"] for i in range(2)] == ["train/mr_00000", "train/echo_00001"]
+    assert [test[i]["id"] for i in range(2)] == ["test/ct_00000", "test/ct_00001"]
+    clip = test[0]
+    assert clip["image"].shape == (3, 1, 64, 64)
+    assert clip["image"].dtype == torch.float32
+    assert 0 <= clip["image"].min() < clip["image"].max() <= 1
+    assert clip["mask"].shape == (3, 64, 64)
+    assert clip["spacing"][0] is not None
+    assert train[0]["spacing"][0] is None
+
+
+def test_some_frames_are_those_of_the_whole_clip(source: CineSynthetic) -> None:
+    clips = source.clips("train")
+    whole, part = clips[1], clips.read(1, [2, 0])
+    assert torch.equal(part["image"], whole["image"][[2, 0]])
+    assert torch.equal(part["mask"], whole["mask"][[2, 0]])
+
+
+def test_frames_are_samples_in_order(source: CineSynthetic) -> None:
+    frames = source.split("train")
+    assert [frames[i]["id"] for i in (0, 2, 3)] == [
+        "train/mr_00000/0000", "train/mr_00000/0002", "train/echo_00001/0000",
+    ]  # fmt: skip
+    assert frames[4]["image"].shape == (1, 64, 64)
+    assert frames[4]["spacing"] == source.clips("train")[1]["spacing"]
+
+
+def test_generated_folders_can_be_evaluated_as_they_are(source: CineSynthetic) -> None:
+    assert [clip.id for clip in labelled_clips(source.folder / "test")] == ["ct_00000", "ct_00001"]
+
+
+def test_organs_are_in_every_volume(tmp_path: Path) -> None:
+    data = OrgansSynthetic(tmp_path, train=1, val=0, test=1, slices=3, size=64, styles=["organs_ct"], workers=1)
+    data.prepare()
+    found = data.clips("test")[0]["mask"].unique().tolist()
+    assert LABEL["aorta"] in found
+    assert max(found) < len(data.spec.classes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"styles": ["pet"]}, "no style pet; choose from ct, mr"), ({"frames": 0}, "frames=0 >= 1"), ({"size": 8}, "64")],
+)
+def test_impossible_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CineSynthetic("x", **settings)  # type: ignore[arg-type]
+
+
+def test_unknown_splits(source: CineSynthetic) -> None:
+    with pytest.raises(UserError, match="no split 'dev'"):
+        source.clips("dev")

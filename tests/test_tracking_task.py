@@ -1,0 +1,155 @@
+"""task=tracking: what is trained, what it is measured by, and the adapter file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from vfmadapt.adapters.owned import TrainedTensors
+from vfmadapt.checkpoint import load, save
+from vfmadapt.contracts import ClipSample
+from vfmadapt.errors import UserError
+from vfmadapt.tasks.clips import Pieces, TrackingData
+from vfmadapt.tasks.data import Draw
+from vfmadapt.tasks.tracking import TrackingTask
+from vfmadapt.testing_tracking import SPEC, moving_frames, tiny_tracker
+
+
+class Discs:
+    """One clip of a disc that crosses the picture: its own split, its own source."""
+
+    spec = SPEC
+
+    def prepare(self) -> None: ...
+
+    def clips(self, name: str) -> "Discs":
+        return self
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> ClipSample:
+        return self.read(index, self.labelled(index))
+
+    def labelled(self, index: int) -> Sequence[int]:
+        return range(6)
+
+    def read(self, index: int, frames: Sequence[int]) -> ClipSample:
+        image = moving_frames(6)[list(frames)]
+        return {"image": image, "mask": (image[:, 0] > 0.8).long(), "spacing": (None, None, None), "id": "disc"}
+
+
+def pieces(**settings: object) -> Pieces:
+    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "seed": 0} | settings
+    return Pieces(Discs(), [0], **chosen)
+
+
+def batch(length: int = 4) -> dict[str, torch.Tensor]:
+    piece = pieces(length=length)[Draw(0, 0, 0)]
+    return {key: value[None] for key, value in piece.items()}
+
+
+def step(task: TrackingTask) -> torch.Tensor:
+    task.complete = lambda loss: loss  # no trainer to log to
+    return task.training_step(batch(), 0)
+
+
+def task(adapter: str = "dd", **settings: object) -> TrackingTask:
+    return TrackingTask(tiny_tracker(adapter, train_decoder=True), **settings)
+
+
+@pytest.mark.parametrize("prompt", ["box", "point", "mask"])
+def test_only_adapters_and_decoder_learn(prompt: str) -> None:
+    torch.manual_seed(0)
+    made = task(prompts=[prompt])
+    before = {name: p.clone() for name, p in made.model.backbone.backbone.named_parameters()}
+    step(made).backward()
+    adapters = made.model.backbone.adapters
+    assert isinstance(adapters["decoder"], TrainedTensors)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters["main"].parameters())
+    learning = [name for name, p in adapters["decoder"].named_parameters() if p.grad is not None]
+    assert any("conv_s0" in name for name in learning)
+    assert any("output_hypernetworks" in name for name in learning)
+    trained = {id(p) for p in made.model.trainable_parameters()}
+    for name, parameter in made.model.backbone.backbone.named_parameters():
+        assert id(parameter) in trained or parameter.grad is None, name
+        assert torch.equal(parameter, before[name])
+
+
+def test_full_trains_the_whole_model() -> None:
+    made = task("full")
+    step(made).backward()
+    owned = made.model.backbone.adapters["main"].copies
+    for part in ("memory_attention", "memory_encoder", "mask_decoder", "prompt_encoder", "vision_encoder"):
+        assert any(f"/{part}/" in key and p.grad is not None for key, p in owned.items()), part
+
+
+def test_learns_a_clip() -> None:
+    torch.manual_seed(0)
+    made = task(prompts=["box"], lr=2e-3)
+    optimiser = torch.optim.AdamW(made.model.trainable_parameters(), lr=2e-3)
+    losses = []
+    for _ in range(15):
+        optimiser.zero_grad()
+        loss = step(made)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_the_adapter_file_gives_the_same_tracker(tmp_path: Path) -> None:
+    made = task().model
+    path = save(tmp_path / "a.safetensors", made)
+    loaded = load(path)
+    assert type(loaded) is type(made)
+    assert {k: v.shape for k, v in loaded.adapter_state().items()} == {
+        k: v.shape for k, v in made.adapter_state().items()
+    }
+    assert all(torch.equal(v, made.adapter_state()[k]) for k, v in loaded.adapter_state().items())
+
+
+def test_measures_every_structure_but_not_its_prompt() -> None:
+    made = task()
+    found, truth, prompted = made.follow(Discs()[0])
+    assert found.shape == truth.shape == (1, 6, 64, 64)
+    assert prompted.tolist() == [3]
+    made.log = lambda *_, **__: None
+    made.on_test_epoch_start()
+    made.test_step(Discs()[0])
+    made._conclude("test")
+    kept = [0, 1, 2, 4, 5]
+    both = (found & truth)[:, kept].sum()
+    assert made.results["test"]["dice"] == pytest.approx(
+        float(2 * both / (found[:, kept].sum() + truth[:, kept].sum()))
+    )
+    assert "Dice" in made.table()
+
+
+def test_previews(tmp_path: Path) -> None:
+    (path,) = task().draw(Discs(), tmp_path, indices=[0])
+    assert path.name == "disc.png"
+
+
+def test_pieces_follow_the_seed_and_turn_round() -> None:
+    first, again = (
+        pieces(radiometric=0.5, flips=True)[Draw(0, 3, 1)],
+        pieces(radiometric=0.5, flips=True)[Draw(0, 3, 1)],
+    )
+    assert torch.equal(first["image"], again["image"])
+    assert first["image"].shape == (4, 3, 64, 64)
+    assert 0 <= first["image"].min() < first["image"].max() <= 1
+    long = pieces(length=9)[Draw(0, 0, 0)]
+    assert long["mask"].shape == (9, 64, 64)
+    steps = [float((a - b).abs().max()) for a, b in zip(long["image"], long["image"][1:], strict=False)]
+    assert min(steps) > 0  # no frame twice in a row
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(UserError, match="prompts are one or more"):
+        task(prompts=["scribble"])
+    with pytest.raises(UserError, match="clip is at least 2"):
+        TrackingData(Discs(), side=64, clip=1)
+    with pytest.raises(UserError, match="has 1 training clips"):
+        TrackingData(Discs(), side=64, shots=5).train_dataloader()

@@ -1,0 +1,115 @@
+"""SAM2's video model as a frozen backbone: its image encoder behind the contract, all the rest beside it.
+
+SAM2: https://arxiv.org/abs/2408.00714; the network is transformers' `Sam2VideoModel`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmadapt.backbones._roles import Net
+from vfmadapt.backbones._sam2_config import Trunk, video_config
+from vfmadapt.backbones._sam2_weights import load_video_weights
+from vfmadapt.backbones._weights import RGB, find_weights
+from vfmadapt.backbones.timm_grid import GridBackbone
+from vfmadapt.contracts import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures from 0 to 1
+DECODER = "decoder"  # role of the mask decoder's tensors
+TRUNK = "vision_encoder.backbone"
+
+
+def sam2_video(
+    name: str,
+    *,
+    trunk: Mapping[str, Any],
+    size: int,
+    width: int = 256,
+    memory_layers: int = 4,
+    hidden: int = 2048,
+    decoder_hidden: int = 2048,
+    pretrained: bool | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    bands: int | Sequence[str] = RGB,
+    gradient_checkpointing: bool = False,
+) -> "Sam2VideoBackbone":
+    """Build SAM2's video model of any size, frozen.
+
+    Args:
+        name: what adapter files call it.
+        trunk: settings of `Trunk`.
+        size: side of the frames in pixels; a multiple of 32.
+        width: channels of the decoder; see `video_config`, also for the next three.
+        memory_layers: of the memory attention.
+        hidden: of its MLPs.
+        decoder_hidden: of the mask decoder's MLPs.
+        pretrained: False asks for random weights.
+        weights: a file, or a folder that holds one: SAM2.1's or MedSAM2's .pt, or transformers' .safetensors.
+        seed: of random weights.
+        bands: red, green and blue; the model takes no others.
+        gradient_checkpointing: recompute the trunk's blocks in the backward pass.
+
+    Raises:
+        UserError: impossible sizes, no weights asked for, weights that do not fit, other bands.
+    """
+    from transformers import Sam2VideoModel
+
+    if weights is None and pretrained is not False:
+        raise UserError(
+            f"backbone {name} has no weights: pass backbone.weights=FILE or FOLDER, "
+            "or backbone.pretrained=false (random weights)"
+        )
+    if tuple(bands) != RGB if not isinstance(bands, int) else bands != len(RGB):
+        raise UserError(
+            f"backbone {name} takes red, green and blue (grey frames are shown to it as these), got {bands}"
+        )
+    config = video_config(
+        Trunk(**trunk),
+        size=size,
+        width=width,
+        memory_layers=memory_layers,
+        hidden=hidden,
+        decoder_hidden=decoder_hidden,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Sam2VideoModel(config)
+    one, other = net.prompt_encoder.shared_embedding, net.shared_image_embedding  # SAM2 has one: points on its grid
+    other.positional_embedding.copy_(one.positional_embedding)
+    if weights is not None:
+        load_video_weights(net, find_weights(weights), name)
+    return Sam2VideoBackbone(net, name=name, gradient_checkpointing=gradient_checkpointing)
+
+
+class Sam2VideoBackbone(GridBackbone):
+    """The trunk of a `Sam2VideoModel` as a frozen backbone; name, hash and tensors are those of the whole model.
+
+    Args:
+        net: the model; the object itself is used and frozen.
+        name: what adapter files call it.
+        settings: further ones of `GridBackbone`.
+    """
+
+    def __init__(self, net: Net, *, name: str, **settings: Any) -> None:
+        from vfmadapt.backbones._sam2_attention import HieraAttention
+
+        for block in net.get_submodule(TRUNK).blocks:
+            block.attn.__class__ = HieraAttention
+        super().__init__(net, name=name, mean=MEAN, std=STD, licence="apache-2.0", trunk=TRUNK, **settings)
+
+    def tensors(self, role: str) -> Iterable[str]:
+        """As every backbone's, of the trunk; but "all" are those of the whole model, "decoder" of its mask decoder."""
+        if role in ("all", DECODER):
+            prefix = "net." if role == "all" else "net.mask_decoder."
+            return [name for name, _ in self.named_parameters() if name.startswith(prefix)]
+        return super().tensors(role)
+
+    def _position_tile(self) -> int:
+        return self.trunk.pos_embed_window.shape[-1]
+
+    def _embed(self, image: Tensor) -> Tensor:
+        tokens: Tensor = self.trunk.patch_embed(image)
+        return tokens + self.trunk._get_pos_embed(tokens.shape[1:3])

@@ -1,0 +1,170 @@
+"""Loaders over labelled clips: short pieces of them for training, whole ones for measuring."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vfmadapt.contracts import Clips, ClipSample, ClipSource
+from vfmadapt.errors import UserError
+from vfmadapt.tasks.data import Draw, EpochSampler, draw_generator
+from vfmadapt.tracking.tracker import pictures
+
+_TRIES = 8  # pieces are drawn until one begins with a structure
+
+
+class Pieces(Dataset[dict[str, Tensor]]):
+    """Pieces of clips as a model sees them: `image` (T, 3, S, S) from 0 to 1, `mask` int64 (T, S, S).
+
+    A piece runs over labelled frames, forwards or backwards; where a clip has fewer, it turns round at the ends.
+
+    Args:
+        clips: of the training split.
+        chosen: those of them that are drawn from.
+        length: T.
+        side: S.
+        flips: mirror half of the pieces, along each axis.
+        radiometric: how far brightness, contrast and gamma are changed; 0 for not at all.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self, clips: Clips, chosen: list[int], *, length: int, side: int, flips: bool, radiometric: float, seed: int
+    ) -> None:
+        self.clips, self.chosen, self.length, self.side = clips, chosen, length, side
+        self.flips, self.radiometric, self.seed = flips, radiometric, seed
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        index = self.chosen[draw.sample]
+        rng = draw_generator(self.seed, draw.epoch, draw.turn, str(index))
+        labelled = list(self.clips.labelled(index))
+        for _ in range(_TRIES):
+            sample = self.clips.read(index, _run(rng, labelled, self.length))
+            if has_structure(sample["mask"][0]):
+                break
+        image = pictures(sample["image"], (0.0, 1.0), self.side)
+        mask = F.interpolate(sample["mask"][:, None].float(), size=(self.side, self.side)).long()[:, 0]
+        for axis in (-1, -2):
+            if self.flips and rng.random() < 0.5:
+                image, mask = image.flip(axis), mask.flip(axis)
+        return {"image": self._shaded(rng, image), "mask": mask}
+
+    def _shaded(self, rng: np.random.Generator, image: Tensor) -> Tensor:
+        """Another brightness, contrast and gamma, the same for all frames."""
+        level, contrast, gamma = self.radiometric * rng.uniform(-1, 1, 3)
+        changed = (image - 0.5) * float(np.exp(0.4 * contrast)) + 0.5 + 0.2 * float(level)
+        return changed.clamp(1e-3, 1) ** float(np.exp(0.5 * gamma))
+
+
+def _run(rng: np.random.Generator, labelled: list[int], length: int) -> list[int]:
+    """`length` frames that follow one another among the labelled, from a random one on, either way."""
+    there_and_back = [*labelled, *labelled[-2:0:-1]] if len(labelled) < length else labelled
+    order = there_and_back * -(-length // len(there_and_back))
+    first = int(rng.integers(len(order) - length + 1))
+    run = order[first : first + length]
+    return run[::-1] if rng.random() < 0.5 else run
+
+
+def has_structure(mask: Tensor, ignored: int = 255) -> bool:
+    """Whether a label map has a label that is neither background nor ignored."""
+    return bool(((mask > 0) & (mask != ignored)).any())
+
+
+class TrackingData(LightningDataModule):
+    """Train, val and test loaders over a source of clips.
+
+    Args:
+        source: gives spec and clips; prepared by the caller.
+        side: of the model's frames, in pixels.
+        clip: frames of a training piece (DD-SAM2: 8).
+        batch_size: pieces per step and process.
+        steps_per_epoch: batches of an epoch; None: one piece of each clip.
+        num_workers: processes that load.
+        flips: mirror pieces.
+        radiometric: how far brightness, contrast and gamma are changed, 0 to 1.
+        shots: train on this many clips alone, the first of an order that the seed draws.
+        seed: of every draw.
+
+    Raises:
+        UserError: a source without clips, a split without one, fewer clips than shots, an impossible setting.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        side: int,
+        clip: int = 8,
+        batch_size: int = 2,
+        steps_per_epoch: int | None = None,
+        num_workers: int = 0,
+        flips: bool = True,
+        radiometric: float = 0.5,
+        shots: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(source, ClipSource):
+            raise UserError(f"task=tracking learns from clips, {source.spec.name} has images; take data=cine_synthetic")
+        if clip < 2 or batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or seed < 0:
+            raise UserError(
+                f"loader.clip={clip} batch_size={batch_size} steps_per_epoch={steps_per_epoch} "
+                f"num_workers={num_workers} seed={seed}; clip is at least 2, batch_size and steps_per_epoch at least "
+                "1, num_workers and seed at least 0"
+            )
+        self.source, self.side, self.clip, self.seed = source, side, clip, seed
+        self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
+        self.flips, self.radiometric, self.shots = flips, radiometric, shots
+
+    def samples(self, split: str) -> Clips:
+        """The clips of "train", "val" or "test", whole and unaugmented."""
+        clips = self.source.clips(split)
+        if not len(clips):
+            raise UserError(f"{self.source.spec.name}: the {split} split holds no clip; look at the folder and data.*")
+        return clips
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Augmented pieces in the order of (seed, epoch)."""
+        clips = self.samples("train")
+        count = len(clips) if self.shots is None else self.shots
+        if not 1 <= count <= len(clips):
+            raise UserError(f"data.shots={self.shots}: {self.source.spec.name} has {len(clips)} training clips")
+        chosen = [int(i) for i in np.random.default_rng(self.seed).permutation(len(clips))[:count]]
+        pieces = Pieces(
+            clips,
+            chosen,
+            length=self.clip,
+            side=self.side,
+            flips=self.flips,
+            radiometric=self.radiometric,
+            seed=self.seed,
+        )
+        draws = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size
+        sampler = EpochSampler(count, draws=draws, seed=self.seed)
+        return self._loader(
+            pieces, batch_size=self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size
+        )
+
+    def val_dataloader(self) -> DataLoader[ClipSample]:
+        """Whole clips of the val split."""
+        return self._loader(self.samples("val"), batch_size=None)
+
+    def test_dataloader(self) -> DataLoader[ClipSample]:
+        """Whole clips of the test split."""
+        return self._loader(self.samples("test"), batch_size=None)
+
+    def _loader(self, samples: Any, **settings: Any) -> DataLoader[Any]:
+        return DataLoader(
+            samples,
+            generator=torch.Generator().manual_seed(self.seed),  # or each start would draw from torch's own
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **settings,
+        )
