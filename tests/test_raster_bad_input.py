@@ -12,9 +12,9 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 from torch import nn
 
+from vfmadapt import files
 from vfmadapt.contracts import ClassSpec, DataSpec
 from vfmadapt.errors import UserError
-from vfmadapt.raster import write
 from vfmadapt.raster.io import raster_info
 from vfmadapt.raster.predict import predict_raster
 
@@ -215,7 +215,7 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_later(write_tiff, tmp_path,
         if len(written) > 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(write.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"no space left on the disk of .*map\.tif; make room"):
         predict_raster(Brightness(), path, tmp_path / "map.tif", **settings)
     monkeypatch.undo()

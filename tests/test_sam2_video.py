@@ -16,7 +16,7 @@ from vfmadapt.contracts import Backbone
 from vfmadapt.errors import UserError
 from vfmadapt.testing import BACKBONES, tiny_backbone
 
-PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "sam2_keys.json.gz").read_bytes()))
+PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "sam2" / "keys.json.gz").read_bytes()))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vfmadapt.tracking.model import TrackingModel
 from vfmadapt.tracking.prompts import Prompt, read_prompt
 from vfmadapt.tracking.tracker import Tracker, pictures, spread, track
 
-GOLDEN = load_file(Path(__file__).parent / "golden" / "sam2_tracking.safetensors")
+GOLDEN = load_file(Path(__file__).parent / "sam2" / "tracking.safetensors")
 SIZE = (64, 64)
 
 

@@ -1,4 +1,4 @@
-"""Record names and shapes in SAM2.1's checkpoints: python tools/record_sam2_manifest.py tests/golden/sam2_keys.json.gz.
+"""Record names and shapes in SAM2.1's checkpoints: python tools/record_sam2_manifest.py tests/sam2/keys.json.gz.
 
 They are those of the models that the sam2 package builds from its own configurations. Needs sam2 1.1.0 beside the
 project, in an environment of its own; see vfmadapt/interop/sam2.py.

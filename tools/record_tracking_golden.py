@@ -1,4 +1,4 @@
-"""Record what the sam2 package tracks: python tools/record_tracking_golden.py tests/golden/sam2_tracking.safetensors.
+"""Record what the sam2 package tracks: python tools/record_tracking_golden.py tests/sam2/tracking.safetensors.
 
 Needs sam2 1.1.0 beside the project, in an environment of its own; see vfmadapt/interop/sam2.py.
 """
