@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from io import IOBase
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -55,7 +56,8 @@ class NiftiClip(Clip):
             return kind.from_filename(path)
         with gzip.open(path) as stream:
             self._file = spool(cast(IO[bytes], stream))
-        return kind.from_file_map({"image": FileHolder(fileobj=self._file), "header": FileHolder(fileobj=self._file)})
+        holder = FileHolder(fileobj=cast(IOBase, self._file))
+        return kind.from_file_map({"image": holder, "header": holder})
 
     def _info(self, path: Path, image: nibabel.Nifti1Image, kind: Literal["volume", "video"] | None) -> ClipInfo:
         shape, dtype = image.shape, image.get_data_dtype()

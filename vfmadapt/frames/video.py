@@ -67,11 +67,12 @@ class VideoClip(Clip):
                     times.append(packet.pts if packet.pts is not None else packet.dts)
         except FFmpegError as error:
             log.warning("%s ends early: %s", path, error.strerror)
-        if not times or None in times:
+        known = [time for time in times if time is not None]
+        if not known or len(known) < len(times):
             raise UserError(f"{path} holds no frame that can be read: is the file whole?")
         if self._stream.frames > len(times):
             log.warning("%s ends early: %d of %d frames are there", path, len(times), self._stream.frames)
-        return sorted(times)  # packets come in the order of decoding
+        return sorted(known)  # packets come in the order of decoding
 
     def close(self) -> None:
         """Close the file."""

@@ -2,8 +2,8 @@
 
 import gzip
 from contextlib import ExitStack
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
 
 import nibabel
 import numpy as np
@@ -32,10 +32,9 @@ def write_nifti(path: str | Path, labels: NDArray[np.uint8], info: ClipInfo) -> 
         image.header.set_zooms((*image.header.get_zooms()[:3], info.seconds_per_frame or 1.0))
     image.header.set_xyzt_units("mm" if info.pixel_area else "unknown", "sec" if info.seconds_per_frame else "unknown")
     with atomic_path(path) as temporary, ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(temporary.open("wb"))
+        file: BufferedIOBase = stack.enter_context(temporary.open("wb"))
         if ending(Path(path)) == ".nii.gz":  # without a time stamp: the same labels give the same bytes
-            packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0, compresslevel=6)
-            file = cast(IO[bytes], stack.enter_context(packed))
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0, compresslevel=6))
         image.to_stream(file)
     return Path(path)
 
