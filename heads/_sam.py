@@ -70,42 +70,6 @@ def make_mask_decoder(width: int, mlp_width: int, heads: int, masks: int) -> Any
     )
 
 
-class Outlines(nn.Module):
-    """Corrects masks by what an early block still knows of outlines within a cell.
-
-    The early features that HQ-SAM adds to the decoder's own (Ke et al. 2023, "Segment Anything in High Quality",
-    https://arxiv.org/abs/2306.01567, §3.2), here beside the mask and its prompt in a few convolutions of their own, so
-    that the decoder stays as it is.
-
-    Args:
-        channels: of the early block.
-        width: of the image embedding; an eighth of it are the channels at the masks' resolution.
-    """
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.read = nn.Sequential(
-            nn.ConvTranspose2d(channels, width, 2, stride=2),
-            LayerNorm2d(width),
-            nn.GELU(),
-            nn.ConvTranspose2d(width, width // 8, 2, stride=2),
-        )
-        self.correct = nn.Sequential(
-            nn.Conv2d(width // 8 + 2, width // 8, 3, padding=1), nn.GELU(), nn.Conv2d(width // 8, 1, 3, padding=1)
-        )
-
-    def forward(self, masks: Tensor, seen: Tensor | None, early: Tensor) -> Tensor:
-        """Logits (B * M, T, 4h, 4w), corrected.
-
-        `seen`: the mask prompts (B, M, 4h, 4w), if any; `early`: the block's grid (B, channels, h, w).
-        """
-        count, several = masks.shape[:2]
-        known = torch.zeros_like(masks[:, :1]) if seen is None else seen.flatten(0, 1).unsqueeze(1)
-        beside = torch.cat([self.read(early).repeat_interleave(count // len(early), 0), known], 1)
-        rows = torch.cat([beside.repeat_interleave(several, 0), masks.flatten(0, 1).unsqueeze(1)], 1)
-        return masks + self.correct(rows).unflatten(0, (count, several)).squeeze(2)
-
-
 def place_in_grid(points: Tensor, padded: tuple[int, int]) -> Tensor:
     """Pixels (..., 2) as x, y -> positions for `make_prompt_encoder`, which adds half a pixel of its own.
 

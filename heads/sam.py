@@ -5,13 +5,11 @@ Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PointGrid, PromptedMasks, PromptHead, UserError
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import (
-    Outlines,
     deepest_fine_layer,
     draw_prompts,
     load_official,
@@ -40,7 +38,6 @@ class SamHead(PromptHead):
         masks: alternatives for a prompt that means several things (published: 3).
         draw: show points and boxes in the mask prompt, too. Trained from scratch, the decoder needs many thousand steps
             to learn what their codes mean for a pixel (SAM had 90,000); drawn, it starts from the box.
-        outlines: correct the masks by what the first block knows (see `Outlines`): small objects are a few cells large.
         points: per side of an image, to ask for all objects; this and the next two as `PointGrid` has them.
         quality: least IoU that the model must then expect of a mask.
         stability: least IoU of such a mask drawn wider with the same drawn tighter.
@@ -62,7 +59,6 @@ class SamHead(PromptHead):
         heads: int = 8,
         masks: int = 3,
         draw: bool = False,
-        outlines: bool = False,
         points: int = 32,
         quality: float = 0.88,
         stability: float = 0.95,
@@ -76,64 +72,51 @@ class SamHead(PromptHead):
             raise UserError(f"head.masks={masks}: give at least 2 (published: 3)")
         self.grid = PointGrid(points, quality, stability)
         layer = deepest_fine_layer(spec, layers)
-        self.layers, self.stride, self.draw, self.width = (layer,), spec.strides[layer], draw, width
+        self.layers, self.stride, self.draw = (layer,), spec.strides[layer], draw
         self.neck = make_neck(spec.dims[layer], width)
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
-        self.outlines = None
-        if outlines:
-            if spec.strides[0] != self.stride or layer == 0:
-                raise UserError(
-                    f"head.outlines=true: the cells of block 0 have {spec.strides[0]} pixels, those of block {layer} "
-                    f"{self.stride}; it takes two blocks with equal ones"
-                )
-            self.layers, self.outlines = (0, layer), Outlines(spec.dims[0], width)
         if weights is not None:
-            load_official(self, weights, fresh=("outlines.",))
+            load_official(self, weights)
         for part in frozen:
             self.get_submodule(part).requires_grad_(False)
 
     def embed(self, features: Features) -> Tensor:
-        """Features -> image embedding (B, width, h, w), with outlines the first block's grid behind it."""
-        embedding: Tensor = self.neck(features.grids[-1])
-        return torch.cat([embedding, *features.grids[:-1]], 1)
+        """Features of the one layer -> image embedding (B, width, h, w)."""
+        embedding: Tensor = self.neck(features.grids[0])
+        return embedding
 
     def decode(self, embedding: Tensor, prompts: MaskPrompts, size: tuple[int, int], *, several: bool) -> PromptedMasks:
-        """What `embed` gave (B, C, h, w) and prompts for M objects each -> their masks, of images of `size` (H, W).
+        """Image embedding (B, width, h, w) and prompts for M objects each -> their masks, of images of `size` (H, W).
 
         `several`: the alternatives (T = `masks`), else the one mask for prompts that mean one thing (T = 1).
         """
-        images, _, *grid = embedding.shape
+        images, width, *grid = embedding.shape
         cells = (int(grid[0]), int(grid[1]))
-        seen = draw_prompts(prompts, cells, self.stride) if self.draw else prompts.masks
-        sparse, dense = self._encode(prompts, seen, cells)
+        sparse, dense = self._encode(prompts, cells)
         objects = len(sparse) // images
         # the decoder repeats one image's embedding for all prompts; added to the prompts' own, each object has its own
-        dense = embedding[:, : self.width].repeat_interleave(objects, 0) + dense
+        dense = embedding.repeat_interleave(objects, 0) + dense
         coarse, scores = self.mask_decoder(
-            image_embeddings=embedding.new_zeros(1, self.width, *cells),
+            image_embeddings=embedding.new_zeros(1, width, *cells),
             image_pe=self.prompt_encoder.pe_layer(cells)[None],
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=several,
         )
-        if self.outlines is not None:
-            coarse = self.outlines(coarse, seen, embedding[:, self.width :])
         coarse = coarse.unflatten(0, (images, objects))
         logits = to_image(coarse.flatten(0, 1), cells, self.stride, size).unflatten(0, (images, objects))
         return PromptedMasks(logits=logits, scores=scores.unflatten(0, (images, objects)), coarse=coarse)
 
-    def _encode(self, prompts: MaskPrompts, seen: Tensor | None, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1.
-
-        `seen`: the mask prompt (B, M, 4h, 4w).
-        """
+    def _encode(self, prompts: MaskPrompts, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1."""
         padded = (cells[0] * self.stride, cells[1] * self.stride)
         points = boxes = masks = None
         if prompts.points is not None and prompts.labels is not None:
             points = place_in_grid(prompts.points.flatten(0, 1), padded), prompts.labels.flatten(0, 1)
         if prompts.boxes is not None:
             boxes = place_in_grid(prompts.boxes.reshape(-1, 2, 2), padded).reshape(-1, 4)
+        seen = draw_prompts(prompts, cells, self.stride) if self.draw else prompts.masks
         if seen is not None:
             masks = seen.flatten(0, 1).unsqueeze(1)
         sparse, dense = self.prompt_encoder(points, boxes, masks)

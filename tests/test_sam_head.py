@@ -64,34 +64,6 @@ def official_sam(size=64) -> Sam:
     return Sam(encoder, prompts, decoder, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3).eval()
 
 
-def test_the_first_block_corrects_outlines():
-    head = make_head(outlines=True, draw=True)
-    assert head.layers == (0, 1)
-    last = make_features()
-
-    def answer(early, several=False):
-        features = Features((early, last.grids[0]), last.prefix * 2, (0, 1), (8, 8))
-        with torch.no_grad():
-            return head.decode(head.embed(features), some_prompts(), (30, 48), several=several).logits
-
-    one, other = last.grids[0].flip(-1), last.grids[0].flip(-2)
-    assert answer(one, several=True).shape == (2, 3, 3, 30, 48)
-    changed = (answer(one) - answer(torch.cat([one[:1], other[1:]]))).abs().amax((1, 2, 3, 4))
-    assert changed[0] < 1e-5  # the other image's
-    assert changed[1] > 0.01
-    without = make_head(draw=True)
-    missing = without.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("outlines.")})
-    assert not missing.missing_keys
-    head.outlines.correct[-1].weight.data.zero_()
-    head.outlines.correct[-1].bias.data.zero_()
-    with torch.no_grad():
-        plain = without.decode(without.embed(last), some_prompts(), (30, 48), several=False).logits
-    torch.testing.assert_close(answer(one), plain)
-    for strides, layers in (((4, 8), None), ((8, 8), (0,))):
-        with pytest.raises(UserError, match="outlines=true: the cells of block 0"):
-            SamHead(replace(make_spec(), strides=strides), num_classes=1, layers=layers, outlines=True, **SMALL)
-
-
 def test_official_weights_answer_as_segment_anythings_predictor(tmp_path):
     sam = official_sam()
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
