@@ -26,28 +26,28 @@ class Pyramid(nn.Module):
         spec: the backbone's.
         layers: blocks to read; by default four evenly spaced, or the last of each stage. Where a plain ViT gives fewer
             than four, its last serves several maps.
+        maps: which of the maps to make, 0 the finest, -1 the coarsest; by default all.
 
     Raises:
         UserError: no such block, or more than four of a plain ViT.
     """
 
-    def __init__(self, spec: BackboneSpec, layers: Sequence[int] | None) -> None:
+    def __init__(self, spec: BackboneSpec, layers: Sequence[int] | None, *, maps: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.layers = resolve_layers(spec, default_layers(spec) if layers is None else tuple(layers))
-        strides = [spec.strides[i] for i in self.layers]
-        plain = len(set(strides)) == 1
-        if plain and len(strides) > LEVELS:
-            raise UserError(
-                f"head.layers={list(self.layers)}: {spec.name} is a plain ViT; give at most {LEVELS} blocks"
-            )
-        count = LEVELS if plain else len(strides)
-        self.sources = [min(i, len(self.layers) - 1) for i in range(count)]
-        self.factors = [2.0 ** (2 - i) if plain else 1.0 for i in range(count)]
-        dims = [spec.dims[self.layers[i]] for i in self.sources]
-        self.dims = tuple(int(c / max(f, 1)) for c, f in zip(dims, self.factors, strict=True))
-        self.strides = tuple(strides[i] / f for i, f in zip(self.sources, self.factors, strict=True))
+        blocks = resolve_layers(spec, default_layers(spec) if layers is None else tuple(layers))
+        plain = len({spec.strides[i] for i in blocks}) == 1
+        if plain and len(blocks) > LEVELS:
+            raise UserError(f"head.layers={list(blocks)}: {spec.name} has one stride; give at most {LEVELS} blocks")
+        every = range(LEVELS if plain else len(blocks))
+        chosen = [every[i] for i in (every if maps is None else maps)]
+        read = [blocks[min(i, len(blocks) - 1)] for i in chosen]
+        factors = [2.0 ** (2 - i) if plain else 1.0 for i in chosen]
+        self.layers = tuple(sorted(set(read)))
+        self.sources = [self.layers.index(block) for block in read]
+        self.dims = tuple(int(spec.dims[block] / max(f, 1)) for block, f in zip(read, factors, strict=True))
+        self.strides = tuple(spec.strides[block] / f for block, f in zip(read, factors, strict=True))
         self.norms = nn.ModuleList(LayerNorm2d(spec.dims[i]) for i in self.layers)
-        self.resize = nn.ModuleList(_resize(c, f) for c, f in zip(dims, self.factors, strict=True))
+        self.resize = nn.ModuleList(_resize(spec.dims[block], f) for block, f in zip(read, factors, strict=True))
 
     def forward(self, features: Features) -> list[Tensor]:
         """Features of `layers` -> maps (B, dims[i], h_i, w_i), the finest first."""
