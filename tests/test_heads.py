@@ -6,7 +6,8 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from vfmadapt.build import instantiate, names
+from vfmadapt import benchmark
+from vfmadapt.build import compose, instantiate, names
 from vfmadapt.contracts import Features, PromptHead
 from vfmadapt.errors import UserError
 from vfmadapt.heads._resize import spread, to_image
@@ -178,3 +179,12 @@ def test_dpt_is_that_of_depth_anything():
     assert got.std() > 1e-3
     torch.testing.assert_close(got[:, 0].relu(), want, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(ours(features, (40, 61)), got[..., :40, :61])
+
+
+def test_benchmark_of_heads():
+    small = ["what=heads", "network=vit_tiny_patch16_224", "size=32", "batch=1", "repeats=1", "threads=1"]
+    result = benchmark.main(compose("benchmark", [*small, "only=[linear,eomt,sam_tiny]"]))
+    assert list(result["heads"]) == ["linear", "eomt"]  # prompts label no pixels
+    assert "backbone" in result["heads"]["eomt"]
+    head = LinearHead(vit_spec(192, 12), num_classes=19, cells=4)
+    assert result["heads"]["linear"]["params"] == sum(p.numel() for p in head.parameters())

@@ -27,8 +27,8 @@ def heads(cfg: "DictConfig") -> dict[str, Any]:
     """Parameters and forward time of each head that labels pixels, on `cfg.network` and images of `cfg.size` pixels.
 
     Returns:
-        {head: {"params", "ms": of the head alone, "with_backbone": time of the backbone's forward for this head,
-        relative to the bare one's}}, milliseconds of the bare backbone, and the set-up. Medians of interleaved pairs.
+        {head: {"params", "ms": of the head alone, "backbone": time of the backbone's forward relative to the bare
+        one's, where the head acts in the blocks}} and the set-up. Medians of interleaved runs.
     """
     from vfmadapt.backbones.timm_models import timm_backbone
 
@@ -39,7 +39,7 @@ def heads(cfg: "DictConfig") -> dict[str, Any]:
         image = torch.randn(int(cfg.batch), 3, int(cfg.size), int(cfg.size))
         frozen = timm_backbone(cfg.network, pretrained=False)
         found: dict[str, Any] = {}
-        log.info("%-14s%14s%10s%16s", "head", "parameters", "ms", "with backbone")
+        log.info("%-14s%14s%10s%10s", "head", "parameters", "ms", "backbone")
         for name in list(cfg.only or names("head")):
             backbone = AdaptedBackbone(frozen, {"main": adapter(entry("adapter", "frozen"), frozen)})
             try:
@@ -50,7 +50,8 @@ def heads(cfg: "DictConfig") -> dict[str, Any]:
             else:
                 if not isinstance(head, PromptHead):
                     found[name] = _cost(head.eval(), backbone, image, int(cfg.repeats))
-                    log.info("%-14s%14s%10.1f%16.2f", name, *_shown(found[name]))
+                    params, ms, backbone_ratio = (found[name].get(key, 1.0) for key in ("params", "ms", "backbone"))
+                    log.info("%-14s%14s%10d%10.2f", name, f"{params:,}", ms, backbone_ratio)
             finally:
                 backbone.detach()
     finally:
@@ -68,16 +69,13 @@ def _cost(head: Head, backbone: AdaptedBackbone, image: Tensor, repeats: int) ->
     head.after_step(1, 1)  # as when training is done
     backbone.use(*serving)
     features = backbone(image, head.layers)
-    size = (image.shape[-2], image.shape[-1])
-    alone, _ = interleaved((partial(head, features, size), _nothing), repeats)
-    run = partial(_forward, backbone, image)
-    with_head, without = interleaved((partial(run, serving), partial(run, bare)), repeats)
-    return {
-        "params": sum(p.numel() for p in head.parameters() if p.requires_grad),
-        "ms": round(alone, 1),
-        "with_backbone": round(with_head / without, 2),
-        "backbone_ms": round(without, 1),
-    }
+    alone, _ = interleaved((partial(head, features, (image.shape[-2], image.shape[-1])), _nothing), repeats)
+    cost: dict[str, Any] = {"params": sum(p.numel() for p in head.parameters() if p.requires_grad), "ms": round(alone)}
+    if serving != bare:
+        run = partial(_forward, backbone, image)
+        with_head, without = interleaved((partial(run, serving), partial(run, bare)), repeats)
+        cost["backbone"] = round(with_head / without, 2)
+    return cost
 
 
 def _forward(backbone: AdaptedBackbone, image: Tensor, names: tuple[str, ...]) -> None:
@@ -87,7 +85,3 @@ def _forward(backbone: AdaptedBackbone, image: Tensor, names: tuple[str, ...]) -
 
 def _nothing() -> None:
     """What a head is compared with."""
-
-
-def _shown(cost: dict[str, Any]) -> tuple[str, float, float]:
-    return f"{cost['params']:,}", cost["ms"], cost["with_backbone"]
