@@ -55,10 +55,6 @@ class AdaptedModel(nn.Module):
         logits: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
         return logits
 
-    def supervised(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
-        """All logits (B, K, H, W) that training compares with the labels; the first are those of `forward`."""
-        return self.head.supervised(self.features(image, valid), (image.shape[-2], image.shape[-1]))
-
     @torch.no_grad()
     def instances(self, image: Tensor, valid: Tensor | None = None) -> list[Instances]:
         """The objects of each image of (B, C, H, W) in sensor units; UserError where the head tells none apart."""
