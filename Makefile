@@ -17,10 +17,17 @@ install: .venv/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# --no-deps: these want opencv-python, which would own cv2/ beside albumentations' opencv-python-headless; what else
+# they want is in the extra dev. No compiled operations: those take an hour.
+.venv/mmseg: .venv/installed
+	MMCV_WITH_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps \
+	  onedl-mmengine onedl-mmcv onedl-mmsegmentation
+	@touch $@
+
 quickstart: install
 	$(BIN)/python tools/quickstart.py format=json
 
-test: install
+test: .venv/mmseg
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 lint: install

@@ -1,5 +1,6 @@
 """Resizing that knows about the backbone's padding."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +29,18 @@ def resolve_layers(spec: BackboneSpec, layers: tuple[int, ...]) -> tuple[int, ..
             f"give indices from {-spec.depth} to {spec.depth - 1}"
         )
     return tuple(sorted({i % spec.depth for i in layers}))
+
+
+def spread(depth: int, count: int = 4) -> tuple[int, ...]:
+    """`count` blocks evenly spaced, the last one included (12 -> 2, 5, 8, 11); all of them where there are fewer."""
+    count = min(count, depth)
+    return tuple((2 * depth * (i + 1) + count) // (2 * count) - 1 for i in range(count))  # rounds halves up
+
+
+def upsample_to(like: Tensor, coarse: Tensor, factor: float) -> Tensor:
+    """Scale a map up by `factor` and crop it to `like`: stages of a hierarchy may be padded by different amounts."""
+    if factor == 1:
+        return coarse
+    size = [round(n * factor) for n in coarse.shape[2:]]
+    scaled = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    return scaled[..., : like.shape[2], : like.shape[3]].contiguous(memory_format=torch.channels_last)

@@ -3,18 +3,10 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, Features, Head
-from vfmadapt.heads._resize import resolve_layers, to_image
-
-
-def spread(depth: int, count: int = 4) -> tuple[int, ...]:
-    """`count` blocks evenly spaced, the last one included (12 -> 2, 5, 8, 11); all of them where there are fewer."""
-    count = min(count, depth)
-    return tuple((2 * depth * (i + 1) + count) // (2 * count) - 1 for i in range(count))  # rounds halves up
+from vfmadapt.heads._resize import resolve_layers, spread, to_image, upsample_to
 
 
 class _Level(nn.Module):
@@ -72,16 +64,7 @@ class FPNHead(Head):
         scales = [s / 2**d for s, d in zip(features.strides, self.doublings, strict=True)]
         merged = maps[-1]
         for (fine, scale), (_, coarse_scale) in reversed(list(pairwise(zip(maps, scales, strict=True)))):
-            merged = fine + _upsample(merged, coarse_scale / scale, fine)
+            merged = fine + upsample_to(fine, merged, coarse_scale / scale)
         logits = self.classifier(self.fuse(merged))
         height, width = features.grids[0].shape[2:]
         return to_image(logits, (height, width), features.strides[0], size)
-
-
-def _upsample(coarse: Tensor, factor: float, like: Tensor) -> Tensor:
-    """Scale a map up by `factor` and crop it to `like`: stages of a hierarchy may be padded by different amounts."""
-    if factor == 1:
-        return coarse
-    size = [round(n * factor) for n in coarse.shape[2:]]
-    scaled = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    return scaled[..., : like.shape[2], : like.shape[3]].contiguous(memory_format=torch.channels_last)

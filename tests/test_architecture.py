@@ -43,6 +43,8 @@ OWNERS = {
         f"vfmadapt.adapters.{name}" for name in ("peft", "_peft_layers", "_peft_runs", "_peft_starts", "_peft_tuners")
     ),
     "transformers": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
+    "mmseg": ("vfmadapt.heads.mmseg",),
+    "mmengine": ("vfmadapt.heads.mmseg",),
     "segment_anything": ("vfmadapt.backbones", "vfmadapt.heads", "vfmadapt.tracking"),
     "rasterio": ("vfmadapt.raster", "vfmadapt.datasets"),
     "triton": ("vfmadapt.kernels",),

@@ -19,6 +19,11 @@ def test_every_adapter_is_on_the_page() -> None:
     assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")] == names("adapter")
 
 
+def test_every_head_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "heads.md").read_text()
+    assert sorted(line.split("`")[1] for line in page.splitlines() if line.startswith("| `")) == names("head")
+
+
 @pytest.mark.slow
 def test_the_page_is_as_generated() -> None:
     command = [sys.executable, str(ROOT / "tools" / "docs_adapters.py"), "--check"]

@@ -6,12 +6,16 @@ import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from vfmadapt.build import instantiate, names
+from vfmadapt import benchmark
+from vfmadapt.build import compose, instantiate, names
 from vfmadapt.contracts import Features, PromptHead
 from vfmadapt.errors import UserError
-from vfmadapt.heads._resize import to_image
-from vfmadapt.heads.fpn import FPNHead, spread
+from vfmadapt.heads._resize import spread, to_image
+from vfmadapt.heads.dpt import DPTHead
+from vfmadapt.heads.fpn import FPNHead
 from vfmadapt.heads.linear import LinearHead
+from vfmadapt.heads.segformer import SegFormerHead
+from vfmadapt.heads.upernet import UPerNetHead
 from vfmadapt.testing import vit_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,15 +31,26 @@ def prompted(name):
     return issubclass(target, PromptHead)
 
 
-def make_features(spec, layers, size, batch=2):
+def make_head(name, spec, *, num_classes):
+    if name == "mmseg":
+        pytest.importorskip("mmseg")
+    node = OmegaConf.load(ROOT / f"conf/head/{name}.yaml")
+    narrow = {key: 32 for key in ("width", "channels") if key in node}  # for speed
+    return instantiate({**node, **narrow}, spec, num_classes=num_classes)
+
+
+def make_features(spec, layers, size, batch=2, sites=()):
+    """Random grids; prompts of the head's own `sites` pass the blocks as they are."""
     g = torch.Generator().manual_seed(0)
     grids = tuple(
         torch.randn(batch, spec.dims[i], -(-size[0] // spec.strides[i]), -(-size[1] // spec.strides[i]), generator=g)
         for i in layers
     )
-    return Features(
-        grids, tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(layers), tuple(spec.strides[i] for i in layers)
-    )
+    prompts = {}
+    for site in sites:
+        prompts[site.index] = site.fn(prompts.get(site.index - 1)).expand(batch, -1, -1)
+    prefix, strides = tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(spec.strides[i] for i in layers)
+    return Features(grids, prefix, tuple(layers), strides, prompts)
 
 
 SPECS = {
@@ -43,23 +58,32 @@ SPECS = {
     "patch14": make_spec(strides=(14,) * 6),
     "shallow": make_spec((16, 16), (8, 8)),
     "one_block": make_spec((16,), (8,)),
-    "hierarchy": make_spec((8, 16, 24, 32), (4, 8, 16, 32)),
+    "hierarchy": replace(make_spec((8, 16, 24, 32), (4, 8, 16, 32)), windowed=(True,) * 4),
 }
+REFUSED = {("eomt", "one_block"), ("eomt", "hierarchy")}  # queries need a plain ViT, and a block before them
+PAIRS = [(h, s) for h in names("head") if not prompted(h) for s in SPECS if (h, s) not in REFUSED]
 
 
 @pytest.mark.parametrize("size", [(32, 48), (37, 61), (1, 1), (5, 100)], ids=str)
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("name", [name for name in names("head") if not prompted(name)])
-def test_every_head_gives_logits_of_the_images_size(name, spec, size):
-    head = instantiate(OmegaConf.load(ROOT / f"conf/head/{name}.yaml"), spec, num_classes=5)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_every_head_gives_logits_of_the_images_size(name, family, size):
+    spec = SPECS[family]
+    head = make_head(name, spec, num_classes=5)
     assert all(0 <= i < spec.depth for i in head.layers)
-    supervised = head.supervised(make_features(spec, head.layers, size), size)
+    supervised = head.supervised(make_features(spec, head.layers, size, sites=head.sites(())), size)
     assert all(logits.shape == (2, 5, *size) for logits in supervised)
     sum(logits.square().mean() for logits in supervised).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("make", [LinearHead, FPNHead])
+@pytest.mark.parametrize(("name", "family"), sorted(REFUSED))
+def test_backbones_that_a_head_refuses(name, family):
+    with pytest.raises(UserError, match="choose") as caught:
+        make_head(name, SPECS[family], num_classes=5)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [LinearHead, FPNHead, SegFormerHead, UPerNetHead, DPTHead])
 def test_layers_by_negative_index_and_out_of_range(make):
     spec = make_spec()
     assert make(spec, num_classes=2, layers=(-2,)).layers == (4,)
@@ -106,10 +130,61 @@ def test_linear_is_invariant_to_the_scale_of_features():
     torch.testing.assert_close(head(features, (16, 16)), head(scaled, (16, 16)), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("make", [LinearHead, FPNHead])
+@pytest.mark.parametrize("make", [LinearHead, FPNHead, SegFormerHead, UPerNetHead, DPTHead])
 def test_images_of_a_batch_are_independent(make):
     spec = make_spec()
-    head = make(spec, num_classes=3)
+    head = make(spec, num_classes=3).eval()
     both = make_features(spec, head.layers, (24, 40))
     second = Features(tuple(g[1:] for g in both.grids), both.prefix, both.layers, both.strides)
     torch.testing.assert_close(head(both, (24, 40))[1:], head(second, (24, 40)), atol=1e-5, rtol=1e-4)
+
+
+def test_dpt_is_that_of_depth_anything():
+    """The same weights in transformers' neck and head, which has no LayerNorm of its own."""
+    from transformers import DepthAnythingConfig
+    from transformers.models.depth_anything import modeling_depth_anything as published
+
+    spec = make_spec((32,) * 4, (14,) * 4)
+    ours = DPTHead(spec, num_classes=1, width=8).eval()
+    config = DepthAnythingConfig(
+        reassemble_hidden_size=32,
+        patch_size=14,
+        neck_hidden_sizes=[4, 8, 16, 32],
+        fusion_hidden_size=8,
+        head_hidden_size=32,
+    )
+    neck = published.DepthAnythingNeck(config).eval()
+    head = published.DepthAnythingDepthEstimationHead(config).eval()
+    stages = neck.reassemble_stage.layers
+    for reassemble, stage in zip(ours.reassemble, stages, strict=True):
+        stage.projection.load_state_dict(reassemble[0].state_dict())
+        stage.resize.load_state_dict(reassemble[1].state_dict())
+    for project, conv in zip(ours.project, neck.convs, strict=True):
+        conv.load_state_dict(project.state_dict())
+    for fusion, layer in zip(reversed(ours.fusion), neck.fusion_stage.layers, strict=True):
+        layer.projection.load_state_dict(fusion.mix.state_dict())
+        for residual, unit in ((fusion.join, layer.residual_layer1), (fusion.refine, layer.residual_layer2)):
+            if residual is not None:
+                unit.convolution1.load_state_dict(residual.first.state_dict())
+                unit.convolution2.load_state_dict(residual.second.state_dict())
+    head.conv1.load_state_dict(ours.shrink.state_dict())
+    head.conv2.load_state_dict(ours.values[0].state_dict())
+    head.conv3.load_state_dict(ours.values[2].state_dict())
+    features = make_features(spec, ours.layers, (42, 70))
+    tokens = [norm(grid).flatten(2).transpose(1, 2) for norm, grid in zip(ours.norms, features.grids, strict=True)]
+    with torch.no_grad():
+        fused = neck([torch.cat([t[:, :1], t], 1) for t in tokens], 3, 5)  # it drops a class token
+        want = head(fused, 3, 5)
+        got = ours(features, (42, 70))
+    assert got.std() > 1e-3
+    torch.testing.assert_close(got[:, 0].relu(), want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours(features, (40, 61)), got[..., :40, :61])
+
+
+def test_benchmark_of_heads():
+    small = ["what=heads", "network=vit_tiny_patch16_224", "size=32", "batch=1", "repeats=1", "threads=1"]
+    result = benchmark.main(compose("benchmark", [*small, "only=[linear,eomt,sam_tiny]"]))
+    assert list(result["heads"]) == ["linear", "eomt"]  # prompts label no pixels
+    assert "backbone" in result["heads"]["eomt"]
+    head = LinearHead(vit_spec(192, 12), num_classes=19, cells=4)
+    assert result["heads"]["linear"]["params"] == sum(p.numel() for p in head.parameters())

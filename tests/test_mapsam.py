@@ -192,7 +192,7 @@ def test_the_task_adds_the_loss_of_the_coarse_logits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(task, "log_dict", lambda _: None)
     image, mask = torch.randn(2, 3, 48, 64), torch.randint(0, 3, (2, 48, 64))
     batch = {"image": image, "valid": torch.ones(2, 48, 64).bool(), "mask": mask}
-    first, coarse = model.supervised(image)
+    first, coarse = model.head.supervised(model.features(image), (48, 64))
     assert torch.equal(first, model(image))
     want = task.loss(first, mask)["loss"] + task.loss(coarse, mask)["loss"]
     torch.testing.assert_close(task.training_step(batch, 0), want)

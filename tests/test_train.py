@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
 import vfmadapt
-from vfmadapt import evaluate, train
+from vfmadapt import evaluate, load, load_many, train
 from vfmadapt.build import build_model, compose, names
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.segmentation import SegmentationTask
@@ -280,3 +280,18 @@ def test_fewer_images_than_processes_is_one_line(stack, monkeypatch):
     monkeypatch.setattr("vfmadapt.tasks.data._processes", lambda: (0, 3))
     with pytest.raises(UserError, match=r"val split holds 2 images for 3 processes.*trainer.devices"):
         data.val_dataloader()
+
+
+def test_a_head_in_the_blocks_trains_by_its_own_loss(unbroken, stack, tmp_path):
+    """Its binding to masks has faded at the end; its file maps as the model did, alone and beside another one's."""
+    result = train.main(config(stack, tmp_path, "head=eomt", "head.queries=4", "head.blocks=1", "trainer.max_epochs=1"))
+    model = load(result["adapter_file"])
+    assert model.head.shares.tolist() == [0]
+    assert model.backbone.active == ("main", "head")
+    image = torch.rand(2, 3, 24, 40)
+    bank = load_many({"masks": result["adapter_file"], "labels": unbroken["adapter_file"]})
+    together = bank.in_turn(image)
+    assert torch.equal(together[0], model(image))
+    assert torch.equal(together[1], load(unbroken["adapter_file"])(image))
+    with pytest.raises(UserError, match="masks/head changes the sequence's length"):
+        bank.each(image)

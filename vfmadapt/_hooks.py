@@ -121,7 +121,8 @@ class Hooks:
         elif isinstance(site, ParallelMLP):
             self._after(block, partial(self._parallel, key, site))
         else:
-            self._before(block, partial(self._insert, key, site))
+            insert = partial(self._insert, key, site)
+            self._handles.append(block.register_forward_pre_hook(insert, with_kwargs=True))
             self._after(block, partial(self._take_out, key, site), first=True)
 
     def _at_layer(self, key: Key, site: OnLinear | OnInput | OnOutput | OnWeight | Instead) -> None:
@@ -284,13 +285,23 @@ class Hooks:
                 weight = torch.cat([weight[:first], site.fn(weight[first:last]), weight[last:]])
         return F.linear(x, weight, module.bias)
 
-    def _insert(self, key: Key, site: Prompts, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _insert(
+        self, key: Key, site: Prompts, _module: nn.Module, args: tuple[Any, ...], settings: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if (state := self._on(key)) is None:
             return None
         tokens, prefix = args[0], self.backbone.spec.prefix_tokens
         prompts = site.fn(state.prompts.get((key[0], site.index - 1)))
         prompts = prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return (torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1), *args[1:])
+        longer = torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
+        if site.sees is not None:
+            cells = state.grid[0] * state.grid[1]
+            grid = tokens[:, tokens.shape[1] - cells :].unflatten(1, state.grid)
+            if (seen := site.sees(prompts, grid)) is not None:
+                mask = seen.new_ones(len(tokens), 1, longer.shape[1], longer.shape[1])
+                mask[:, 0, prefix : prefix + site.count, -cells:] = seen.flatten(2)
+                settings = {**settings, "attn_mask": mask}
+        return (longer, *args[1:]), settings
 
     def _take_out(self, key: Key, site: Prompts, _module: nn.Module, _args: Any, tokens: Tensor) -> Tensor | None:
         if (state := self._on(key)) is None:

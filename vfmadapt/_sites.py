@@ -22,11 +22,6 @@ def first_block(sites: Iterable[Site]) -> int:
     return min((-1 if getattr(s, "role", "") == "patch_embed" else getattr(s, "index", 0) for s in acting), default=0)
 
 
-def prompt_count(sites: Iterable[Site]) -> int:
-    """Prompt tokens that attention sees at once."""
-    return max((site.count for site in sites if isinstance(site, Prompts)), default=0)
-
-
 def describe(site: Site) -> str:
     """Kind, role and block, for messages."""
     role, index = getattr(site, "role", ""), getattr(site, "index", "")

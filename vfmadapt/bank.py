@@ -22,7 +22,7 @@ class Bank(nn.Module):
 
     Args:
         backbone: the frozen backbone with the adapters of all models.
-        adapters: by model, the names of its adapters.
+        adapters: by model, the names of its adapters, and of its head where that acts in the blocks (`serve`).
         heads: by model.
         specs: by model: its bands, classes, mean and std.
     """
@@ -131,7 +131,8 @@ class Bank(nn.Module):
         """What a model consists of: its `spec`, the frozen backbone, its adapters and head; not to be called."""
         self.backbone.use()  # else a trained copy may stand in the frozen backbone
         parts = nn.ModuleDict({"backbone": self.backbone.backbone, "head": self._head(name)})
-        parts["adapters"] = nn.ModuleList(self.backbone.adapters[adapter] for adapter in self.adapters[name])
+        own = (adapter for adapter in self.adapters[name] if adapter in self.backbone.adapters)  # not a head with sites
+        parts["adapters"] = nn.ModuleList(self.backbone.adapters[adapter] for adapter in own)
         parts.spec = self.specs[name]  # type: ignore[assignment]  # mypy takes module attributes for tensors
         return parts
 
@@ -181,7 +182,7 @@ def load_many(files: Mapping[str, str | Path]) -> Bank:
         raise UserError(f"names {list(files)}: give {{name: adapter file}}, at least one, names without a dot")
     model: AdaptedModel = load(next(iter(files.values())))
     host = AdaptedBackbone(model.backbone.detach(), {}, config=model.backbone.config)
-    adapters: dict[str, list[str]] = {}
+    adapters: dict[str, tuple[str, ...]] = {}
     heads: dict[str, Head] = {}
     specs: dict[str, DataSpec] = {}
     for name, path in files.items():
@@ -197,7 +198,8 @@ def load_many(files: Mapping[str, str | Path]) -> Bank:
             host.add(f"{name}/{part}", module)
             own |= {f"adapters.{part}.{k}": v for k, v in module.state_dict().items()}
         load_state(own, state)
-        adapters[name], heads[name], specs[name] = [f"{name}/{part}" for part in made], head, spec
+        heads[name], specs[name] = head, spec
+        adapters[name] = host.serve(head, name=f"{name}/head", adapters=[f"{name}/{part}" for part in made])
     return Bank(host, adapters, heads, specs)
 
 

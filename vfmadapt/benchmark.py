@@ -14,11 +14,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OTHERS = {
+    "adapters": "overheads",
+    "heads": "heads",
+    "kernels": "kernels",
+    "raster": "raster",
+    "tracking": "tracking",
+}
+"""What else is measured: the function of that module, vfmadapt/benchmark_*.py."""
+
 Case = tuple[Callable[[], Any], Callable[[], Any]]  # (fast, direct)
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Time one layer of `cfg.adapter`, forward and forward + backward; `what` names the others.
+    """Time one layer of `cfg.adapter`, forward and forward + backward; other `what`: see `OTHERS`.
 
     The adapter's module offers `benchmark_pair(adapter, batch, (h, w)) -> (fast, direct, inputs)`.
 
@@ -33,26 +42,13 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
 
     if cfg.batch == "auto":  # which `predict` takes
         raise UserError("batch=auto: wanted is a whole number, for instance batch=2")
-    if cfg.what == "adapters":
-        from vfmadapt.benchmark_adapters import overheads
-
-        return overheads(cfg)
-    if cfg.what == "kernels":
-        from vfmadapt.benchmark_kernels import kernels
-
-        return kernels(cfg)
-    if cfg.what == "raster":
-        from vfmadapt.benchmark_raster import raster
-
-        return raster(cfg)
-    if cfg.what == "tracking":
-        from vfmadapt.benchmark_tracking import tracking
-
-        return tracking(cfg)
+    if cfg.what in OTHERS:
+        return getattr(import_module(f"vfmadapt.benchmark_{cfg.what}"), OTHERS[cfg.what])(cfg)
     if cfg.what != "layer":
-        known = "layer (one adapter, fast against direct), adapters (all of them), kernels (their operations), raster, "
-        known += "tracking"
-        raise UserError(f"benchmark what={cfg.what}: choose one of {known}")
+        known = ", ".join(OTHERS)
+        raise UserError(
+            f"benchmark what={cfg.what}: choose layer (one adapter, fast against direct), or one of {known}"
+        )
     fast, direct, inputs = _pair(cfg)
     before = torch.get_num_threads()
     torch.set_num_threads(int(cfg.threads))

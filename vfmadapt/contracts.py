@@ -5,7 +5,7 @@ prefix tokens, K classes, N tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
@@ -60,13 +60,15 @@ class Features:
 
     `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0;
     `strides[i]`: pixels per cell. Where H or W is no multiple of the stride the image was padded at the bottom and
-    right, so a head upsamples by the stride and crops to the image's size.
+    right, so a head upsamples by the stride and crops to the image's size. `prompts[i]`: what block i made of the
+    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`).
     """
 
     grids: tuple[Tensor, ...]
     prefix: tuple[Tensor, ...]
     layers: tuple[int, ...]
     strides: tuple[int, ...]
+    prompts: Mapping[int, Tensor] = field(default_factory=dict)
 
     def only(self, layers: Sequence[int]) -> "Features":
         """Some of the layers, in the order asked."""
@@ -76,6 +78,7 @@ class Features:
             prefix=tuple(self.prefix[i] for i in at),
             layers=tuple(layers),
             strides=tuple(self.strides[i] for i in at),
+            prompts=self.prompts,
         )
 
     def rows(self, first: int, last: int) -> "Features":
@@ -84,6 +87,7 @@ class Features:
             self,
             grids=tuple(grid[first:last] for grid in self.grids),
             prefix=tuple(prefix[first:last] for prefix in self.prefix),
+            prompts={index: prompts[first:last] for index, prompts in self.prompts.items()},
         )
 
 
@@ -124,8 +128,8 @@ class Backbone(Protocol):
         """
         ...
 
-    def widen_prefix(self, tokens: int) -> None:
-        """Tell the attention that `tokens` more prefix tokens come (fewer where negative); UserError where it can't."""
+    def widen_prefix(self, index: int, tokens: int) -> None:
+        """Tell block `index` that `tokens` more prefix tokens come (fewer where negative); UserError where it can't."""
         ...
 
     def exported(self) -> nn.Module:
@@ -241,12 +245,14 @@ class Prompts:
     """Prompt tokens (n, C) or (B, n, C) after the prefix tokens at the input of block `index`.
 
     fn gets what the previous block made of its prompts, (B, n, C), or None at the first site. Outside the block the
-    prompts are kept aside: other sites and the features never see them.
+    prompts are kept aside: other sites and the features never see them. `sees` maps the prompts and the grid (B, h, w,
+    C) that go into the block to bool (B, n, h, w), the cells that each prompt may attend to, or to None: all of them.
     """
 
     index: int
     count: int
     fn: Callable[[Tensor | None], Tensor]
+    sees: Callable[[Tensor, Tensor], Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -333,6 +339,13 @@ class Adapter(nn.Module):
     def after_step(self, step: int, total: int) -> None:
         """Called after optimiser step `step` of `total`."""
 
+    def queries(self) -> Tensor:
+        """Tokens (n, C) for a head whose queries come from the adapter; raises UserError where there are none."""
+        raise UserError(
+            f"{type(self).__name__} has no queries for the head; use adapter=rein adapter.link_queries=true, or leave "
+            "head.linked=false"
+        )
+
     def training_state(self) -> Mapping[str, Tensor]:
         """What a resumed training needs beside the state dict (running averages): kept in checkpoints, in no file."""
         return {}
@@ -347,6 +360,18 @@ class Adapter(nn.Module):
         return False
 
 
+@dataclass(frozen=True)
+class Instances:
+    """The objects that were told apart in one image, surest first; they may overlap.
+
+    `masks`: bool (n, H, W); `classes`: int64 (n,); `scores`: (n,), 0..1.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    scores: Tensor
+
+
 class Head(nn.Module):
     """Features -> logits. `layers` are the blocks whose grids it wants, in order."""
 
@@ -359,6 +384,24 @@ class Head(nn.Module):
     def supervised(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """All logits (B, K, H, W) that training compares with the labels: `forward`'s, then a head's coarser ones."""
         return (self(features, size),)
+
+    def loss(self, features: Features, mask: Tensor, *, ignore_index: int) -> Mapping[str, Tensor] | None:
+        """A loss of the head's own against labels (B, H, W), or None: the task's, on the logits of `supervised`.
+
+        {"loss": what is minimised, name: a part of it before its weight, without gradient, ...}.
+        """
+        return None
+
+    def instances(self, features: Features, size: tuple[int, int]) -> list[Instances]:
+        """The objects of each image of `size` (H, W); raises UserError where the head does not tell them apart."""
+        raise UserError(f"{type(self).__name__} labels pixels and tells no objects apart; train head=eomt for these")
+
+    def sites(self, adapters: Sequence[Adapter]) -> Sequence[Site]:
+        """Where the head acts in the blocks themselves; called once, when it joins a backbone with these adapters."""
+        return ()
+
+    def after_step(self, step: int, total: int) -> None:
+        """Called after optimiser step `step` of `total`."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vfmadapt._hooks import Hooks, Pass
-from vfmadapt._sites import check_batchable, describe, first_block, prompt_count
+from vfmadapt._sites import check_batchable, describe, first_block
 from vfmadapt._state import load_state, swap
 from vfmadapt.contracts import (
     Adapter,
     Backbone,
     BackboneSpec,
     Features,
+    Head,
     OnImage,
     Owned,
+    Prompts,
     Site,
 )
 from vfmadapt.errors import UserError
@@ -66,7 +68,7 @@ class AdaptedBackbone(nn.Module):
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Names of the adapters in use."""
+        """Names of the adapters in use, and of a head that acts in the blocks."""
         return self._hooks.active
 
     @property
@@ -87,7 +89,8 @@ class AdaptedBackbone(nn.Module):
                         state.contexts[name] = site.fn(image if rows is None else image[slice(*rows)])
             features: Features = self.backbone(image, layers)
         self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
-        return features
+        of_head = {index: tokens for (name, index), tokens in state.prompts.items() if name not in self.adapters}
+        return replace(features, prompts=of_head)
 
     @torch.no_grad()
     def each(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> list[Features]:
@@ -157,20 +160,40 @@ class AdaptedBackbone(nn.Module):
         self._check(name)
         self.use(*before)
 
+    def serve(self, head: Head, *, name: str = "head", adapters: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Let a head act in the blocks, beside some adapters (by default those in use).
+
+        Returns:
+            What `use` takes for these adapters with the head: their names, and the head's where it has sites.
+
+        Raises:
+            UserError: a head of that name acts already.
+        """
+        names = self.active if adapters is None else tuple(adapters)
+        sites = list(head.sites([*self._among(names)]))
+        if not sites:
+            return names
+        if name in self._sites:
+            raise UserError("a head acts in these blocks already: build a backbone of its own for another one")
+        self._sites[name] = sites
+        self._hooks.attach(name, sites)
+        return (*names, name)
+
     def use(self, *names: str) -> None:
         """Switch to these adapters, in place: the others stay attached and do nothing.
 
         Raises:
             UserError: a name that is not attached.
         """
-        if unknown := [n for n in names if n not in self.adapters]:
+        if unknown := [n for n in names if n not in self._sites]:
             raise UserError(f"no adapter {unknown[0]!r} is attached; there are: {', '.join(self.adapters) or 'none'}")
         for key, frozen in self._frozen.items():
             swap(self.backbone, key, frozen)
         self._frozen.clear()
         for sites, sign in ((self._active_sites(self.active), -1), (self._active_sites(names), 1)):
-            if count := prompt_count(sites):
-                self.backbone.widen_prefix(sign * count)
+            for site in sites:
+                if isinstance(site, Prompts):
+                    self.backbone.widen_prefix(site.index, sign * site.count)
         self._hooks.active = names
         for site in self._active_sites(names):
             if isinstance(site, Owned):
@@ -232,7 +255,8 @@ class AdaptedBackbone(nn.Module):
         Raises:
             UserError: an adapter that is not linear in the weights, and why.
         """
-        for name, adapter in zip(self.active, self.active_adapters(), strict=True):
+        named = [name for name in self.active if name in self.adapters]
+        for name, adapter in zip(named, self.active_adapters(), strict=True):
             if adapter.unmergeable:
                 raise UserError(f"adapter {name} ({type(adapter).__name__}) cannot be merged: {adapter.unmergeable}")
         from copy import deepcopy
@@ -246,10 +270,7 @@ class AdaptedBackbone(nn.Module):
 
     def active_adapters(self) -> Iterator[Adapter]:
         """The adapters in use, in order."""
-        for name in self.active:
-            adapter = self.adapters[name]
-            assert isinstance(adapter, Adapter)
-            yield adapter
+        return self._among(self.active)
 
     def replaced(self) -> dict[int, nn.Parameter]:
         """The frozen parameters that a trained copy stands in for at present, by id."""
@@ -263,6 +284,14 @@ class AdaptedBackbone(nn.Module):
         for adapter in self.adapters.values():
             assert isinstance(adapter, Adapter)
             yield adapter
+
+    def _among(self, names: Iterable[str]) -> Iterator[Adapter]:
+        """The adapters of these names, without a head's."""
+        for name in names:
+            if name in self.adapters:
+                adapter = self.adapters[name]
+                assert isinstance(adapter, Adapter)
+                yield adapter
 
     def _active_sites(self, names: Iterable[str]) -> list[Site]:
         return [site for name in names for site in self._sites[name]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vfmadapt._state import load_state
-from vfmadapt.contracts import DataSpec, Features, Head
+from vfmadapt.contracts import DataSpec, Features, Head, Instances
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 
@@ -40,6 +40,7 @@ class AdaptedModel(nn.Module):
             )
         self.backbone = backbone
         self.head = head
+        backbone.use(*backbone.serve(head))
         self.spec = spec
         self.mean: Tensor
         self.std: Tensor
@@ -54,9 +55,10 @@ class AdaptedModel(nn.Module):
         logits: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
         return logits
 
-    def supervised(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
-        """All logits (B, K, H, W) that training compares with the labels; the first are those of `forward`."""
-        return self.head.supervised(self.features(image, valid), (image.shape[-2], image.shape[-1]))
+    @torch.no_grad()
+    def instances(self, image: Tensor, valid: Tensor | None = None) -> list[Instances]:
+        """The objects of each image of (B, C, H, W) in sensor units; UserError where the head tells none apart."""
+        return self.head.instances(self.features(image, valid), (image.shape[-2], image.shape[-1]))
 
     def features(self, image: Tensor, valid: Tensor | None = None) -> Features:
         """What the head gets of images (B, C, H, W) in sensor units; raises UserError for other bands."""

@@ -95,8 +95,8 @@ class FrozenNet(nn.Module):
         """The inverse of `split`."""
         raise NotImplementedError  # abstract
 
-    def widen_prefix(self, tokens: int) -> None:
-        """Tell the attention that `tokens` more prefix tokens come."""
+    def widen_prefix(self, index: int, tokens: int) -> None:
+        """Tell the attention of block `index` that `tokens` more prefix tokens come."""
         raise NotImplementedError  # abstract
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -1,6 +1,5 @@
 """Which module of a network plays which role; the only place that knows a library's names inside a block."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -102,11 +101,10 @@ def _is_read(key: str, final_norm: bool) -> bool:
     return head != "norm" or final_norm
 
 
-def rotary_attentions(net: Net) -> Iterator[Net]:
-    """Attention layers that count prefix tokens, because rotary embedding skips them."""
-    for block in net.blocks:
-        if hasattr(getattr(block, "attn", None), "num_prefix_tokens"):
-            yield block.attn
+def rotary_attention(block: Net) -> Net | None:
+    """A block's attention layer where it counts prefix tokens, because rotary embedding skips them."""
+    attention = getattr(block, "attn", None)
+    return attention if hasattr(attention, "num_prefix_tokens") else None
 
 
 def unbypass(net: Net) -> None:

@@ -60,7 +60,7 @@ class GridBackbone(FrozenNet):
         """The inverse of `split`."""
         return grid
 
-    def widen_prefix(self, tokens: int) -> None:
+    def widen_prefix(self, index: int, tokens: int) -> None:
         """Refused: raises UserError."""
         raise UserError(f"{self.spec.name} attends within windows, so prompt tokens do not fit; choose another adapter")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmadapt.backbones._frozen import FrozenNet
-from vfmadapt.backbones._roles import Net, rotary_attentions, unbypass
+from vfmadapt.backbones._roles import Net, rotary_attention, unbypass
 from vfmadapt.backbones._weights import RGB
 from vfmadapt.contracts import Features, UserError
 
@@ -61,9 +61,9 @@ class TimmBackbone(FrozenNet):
         """The inverse of `split`."""
         return torch.cat([prefix, grid.flatten(1, 2)], dim=1)
 
-    def widen_prefix(self, tokens: int) -> None:
-        """Let rotary attention leave `tokens` more prefix tokens unrotated; other attention does not care."""
-        for attention in rotary_attentions(self.net):
+    def widen_prefix(self, index: int, tokens: int) -> None:
+        """Let a block's rotary attention leave `tokens` more prefix tokens unrotated; other attention does not care."""
+        if (attention := rotary_attention(self.net.blocks[index])) is not None:
             attention.num_prefix_tokens += tokens
 
     def forward(self, image: Tensor, layers: Sequence[int]) -> Features:

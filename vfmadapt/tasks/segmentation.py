@@ -80,15 +80,22 @@ class SegmentationTask(AdapterTask):
         Raises:
             UserError: the loss is not finite; it names the step.
         """
-        logits, *coarser = self.model.supervised(batch["image"], batch["valid"])
-        parts = self.loss(logits, batch["mask"])
-        loss: Tensor = torch.stack([parts["loss"], *(self.loss(c, batch["mask"])["loss"] for c in coarser)]).sum()
+        mask = batch["mask"]
+        features = self.model.features(batch["image"], batch["valid"])
+        size = (mask.shape[-2], mask.shape[-1])
+        if (parts := self.model.head.loss(features, mask, ignore_index=self.model.spec.ignore_index)) is None:
+            logits, *coarser = self.model.head.supervised(features, size)
+            parts = self.loss(logits, mask)
+            loss = torch.stack([parts["loss"], *(self.loss(c, mask)["loss"] for c in coarser)]).sum()
+        else:
+            loss = parts["loss"]
         if comparing := [a for a in self.model.backbone.active_adapters() if a.forwards_per_step == 2]:
             again = self.model(batch["image"], batch["valid"])
-            consistency = torch.stack([a.consistency(logits, again) for a in comparing]).sum()
+            first = self.model.head(features, size)
+            consistency = torch.stack([a.consistency(first, again) for a in comparing]).sum()
             loss = loss + consistency
             self.log("train/consistency", consistency.detach())
-        self.log_dict({"train/ce": parts["ce"], "train/dice": parts["dice"]})
+        self.log_dict({f"train/{name}": part for name, part in parts.items() if name != "loss"})
         return self.complete(loss)
 
     def validation_step(self, batch: dict[str, Any], *_: Any) -> None:

@@ -121,10 +121,11 @@ class AdapterTask(LightningModule):
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Tell the adapters about every optimiser step (not every accumulated batch)."""
+        """Tell the adapters and the head about every optimiser step (not every accumulated batch)."""
         if self.global_step != self._stepped:
             self._stepped = self.global_step
-            self.model.backbone.after_step(self.global_step, self._total_steps())
+            for part in (self.model.backbone, self.model.head):
+                part.after_step(self.global_step, self._total_steps())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained: by object, as the model says, not by name."""
