@@ -25,10 +25,10 @@ def _in(points: Points, area: Field) -> Points:
 def draw_vineyard(plates: Plates) -> None:
     """A parcel of symbols in rows; always upright, as an engraver sets them."""
     rng = plates.rng
-    corners = blob(rng, plates.place(20), float(rng.uniform(22, 75)), 0.3)[:: int(rng.integers(12, 20))]
+    corners = blob(rng, plates.place(20), float(rng.uniform(40, 110)), 0.3)[:: int(rng.integers(12, 20))]
     area = draw_polygons(plates.size, [corners])
     plates.clear(area * 0.999, ["black", "green"])
-    plates.label("vineyard", area)
+    plates.vineyard |= plates.label("vineyard", area)
     step = float(rng.uniform(7, 11))
     places = _in(
         lattice(rng, plates.size, step, step * float(rng.uniform(0.8, 1.1)), float(rng.uniform(-0.5, 0.5)), 0.5), area
@@ -43,7 +43,7 @@ def draw_vineyard(plates: Plates) -> None:
 def draw_wood(plates: Plates) -> None:
     """A wood of tree symbols without order, on a tint or the paper."""
     rng = plates.rng
-    outline = blob(rng, plates.place(40), float(rng.uniform(40, 120)))
+    outline = blob(rng, plates.place(40), float(rng.uniform(50, 140)))
     area = draw_polygons(plates.size, [outline])
     if plates.style.woods == "tint":
         plates.draw("green", area)
@@ -85,7 +85,7 @@ def draw_lake(plates: Plates) -> None:
     from scipy.ndimage import distance_transform_edt
 
     rng, style = plates.rng, plates.style
-    outline = blob(rng, plates.place(50), float(rng.uniform(35, 130)), 0.35)
+    outline = blob(rng, plates.place(50), float(rng.uniform(55, 140)), 0.35)
     area = draw_polygons(plates.size, [outline])
     plates.clear(area)
     plates.lake |= plates.label("lake", area)
@@ -105,14 +105,15 @@ def draw_lake(plates: Plates) -> None:
 
 
 def draw_houses(plates: Plates, roads: list[Points], taken: Field) -> None:
-    """Houses and blocks beside the roads, in two rows around a village's centre, and a few alone; none in `taken`."""
+    """Houses or a town's blocks beside the roads, in two rows around a centre, and a few alone; none in `taken`."""
     rng = plates.rng
     shapes: list[Points] = []
     for road in roads:
         on_sheet = np.flatnonzero(((road > 0) & (road < plates.size[::-1])).all(axis=1))
         if not on_sheet.size:
             continue
-        centre, reach, grown = rng.choice(on_sheet), rng.uniform(15, 70), rng.uniform(1, 2)
+        grown = rng.choice([1.2, 1.8, 2.6])
+        centre, reach = rng.choice(on_sheet), rng.uniform(30, 80) * grown
         sides = normals(road)
         for i in range(int(on_sheet[0]), int(on_sheet[-1]), int(rng.integers(6, 10) * grown)):
             near = float(np.exp(-(((i - centre) * 2 / reach) ** 2)))
@@ -124,8 +125,8 @@ def draw_houses(plates: Plates, roads: list[Points], taken: Field) -> None:
                         angle = float(np.arctan2(sides[i, 0], sides[i, 1]))
                         shapes.append(rectangle(middle, rng.uniform(7, 17) * grown, deep, angle))
                     away += deep + rng.uniform(4, 8)
-    for _ in range(rng.integers(0, 5)):
-        long, deep = rng.uniform(7, 30, 2).tolist()
+    for _ in range(rng.integers(0, 3)):
+        long, deep = rng.uniform(10, 36, 2).tolist()
         shapes.append(rectangle(line_of(plates.place())[0], long, deep, float(rng.uniform(0, 2))))
     _print_houses(plates, _apart([s for s in shapes if not _in(s, taken).size]))
 

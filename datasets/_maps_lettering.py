@@ -86,8 +86,8 @@ def draw_lettering(plates: Plates, rivers: list[Points]) -> None:
     """Names, numbers and abbreviations in black, names of waters along them in blue or black."""
     rng, style = plates.rng, plates.style
     writer, water = _Writer(plates), _Writer(plates)
-    for _ in range(rng.integers(1, 7)):
-        size = float(rng.choice([9, 11, 13, 16, 20, 26, 34]) * rng.uniform(0.9, 1.15))
+    for _ in range(rng.integers(2, 7)):
+        size = float(rng.choice([11, 13, 16, 20, 26, 34, 42]) * rng.uniform(0.9, 1.15))
         spacing = float(rng.choice([0, 0, 0, 1, rng.uniform(2, 14)]))
         text = place_name(rng) if rng.random() < 0.8 else str(rng.choice(_SHORT))
         slant = float(rng.choice([0, 0, 0, rng.uniform(-0.9, 0.9)]))
@@ -120,7 +120,7 @@ def _spot_heights(plates: Plates, writer: _Writer) -> None:
         plates.lines("black", [line_of((x, y), (x + 0.5, y))], float(rng.uniform(2.5, 5)))
         if rng.random() < 0.3:
             plates.lines("black", [_ring(x, y, 5, int(rng.choice([3, 24])))], 1.0)
-        size = float(rng.choice([10, 13, 18, 24]))
+        size = float(rng.choice([10, 13, 18, 24, 34]))
         text = str(rng.integers(300, 2800)) + str(rng.choice(["", "", ".4"]))
         writer.write(text, _straight((x + 5, y + size / 3), 0.0), str(rng.choice(plates.style.faces)), size, 0.5)
 

@@ -31,10 +31,10 @@ def _fill_river(plates: Plates, line: Points, width: float) -> None:
         plates.draw("water", stroke(plates.size, [line], width - 1))
         return
     strokes = []
-    for at in np.arange(-width / 2 + 2, width / 2 - 1, rng.uniform(1.7, 2.6)):
+    for at in np.arange(-width / 2 + 2, width / 2 - 1, rng.uniform(2.2, 3.4)):  # paper shows between them
         drift = rng.uniform(-0.4, 0.4)
         strokes += dashes(beside(line, float(at + drift)), float(rng.uniform(30, 120)), float(rng.uniform(2, 16)))
-    plates.lines("blue", strokes, float(rng.uniform(0.6, 1.2)))
+    plates.lines("blue", strokes, float(rng.uniform(0.6, 1.0)))
 
 
 def draw_roads(plates: Plates, roads: list[tuple[Points, Road]]) -> None:
@@ -88,7 +88,7 @@ def draw_railway(plates: Plates, line: Points, railway: Railway) -> None:
 def draw_paths(plates: Plates) -> None:
     """Footpaths, boundaries and field edges: dashed, dotted and single lines that are no roads."""
     rng = plates.rng
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         line = curve(rng, plates.size, step=float(rng.uniform(8, 16)), turn=0.3)
         (on, off), width = ((7, 4), (4, 4), (12, 6))[rng.integers(3)], float(rng.uniform(0.8, 1.4))
         for piece in inside(line, ~plates.lake):
@@ -104,17 +104,17 @@ def draw_paths(plates: Plates) -> None:
 def draw_walls(plates: Plates, along: list[Points]) -> None:
     """Rock faces, dams and cuttings: combs of strokes, black ones free or beside a road, brown ones beside a line."""
     rng = plates.rng
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 5)):
         if along and rng.random() < 0.6:
             base = along[rng.integers(len(along))]
             line = beside(base, float(rng.choice([-1, 1]) * rng.uniform(12, 30)))
         else:
             line = curve(rng, plates.size, step=14, turn=0.3)
         start, length = int(rng.integers(max(1, len(line) - 40))), int(rng.integers(20, 110))
-        piece = line[start : start + length]
+        piece = max(inside(line[start : start + length], ~plates.lake), key=len, default=line[:0])
         if len(piece) < 10:
             continue
-        tall = rng.uniform(2, 9) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
+        tall = rng.uniform(4, 12) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
         if rng.random() < 0.35:
             plates.lines("brown", bars(piece, float(rng.uniform(2.5, 5)), float(tall.mean() * 1.6), 0), 0.9)
         else:

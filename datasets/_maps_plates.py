@@ -18,7 +18,7 @@ class Plates:
 
     So the order of drawing is the precedence of the labels: vineyard, lake, built-up, river, road, railway.
 
-    `height` is the ground (H, W), `lake` and `river` the water drawn so far (bool).
+    `height` is the ground (H, W), `lake`, `river` and `vineyard` what is drawn of these so far (bool).
     """
 
     def __init__(self, rng: np.random.Generator, size: Size, style: Style) -> None:
@@ -29,6 +29,7 @@ class Plates:
         self.height = np.zeros(size, dtype=np.float32)
         self.lake = np.zeros(size, dtype=np.bool_)
         self.river = np.zeros(size, dtype=np.bool_)
+        self.vineyard = np.zeros(size, dtype=np.bool_)
 
     def between(self, tint: Tint) -> Rgb:
         """A colour between two, a little off the straight way."""

@@ -52,7 +52,7 @@ def _printed(plates: Plates, cover: Field, ink: str, wear: float) -> Field:
     bled = blur(cover, float(rng.uniform(0.25, 0.5 + 0.4 * wear)))
     edge = rng.uniform(0.12, 0.3)
     worn = power_noise(rng, plates.size, 1.0, outer=20) * np.float32(0.12 * wear)
-    threshold = np.float32(rng.uniform(0.2, 0.5)) + worn  # below a half: the ink has run
+    threshold = np.float32(rng.uniform(0.15, 0.5)) + worn  # below a half: the ink has run
     sharp = np.clip((bled - threshold) / np.float32(2 * edge) + np.float32(0.5), 0, 1)
     return np.asarray(sharp * np.float32(rng.uniform(0.85, 1.0)), dtype=np.float32)
 

@@ -15,7 +15,7 @@ from vfmadapt.datasets._maps_scan import scan
 from vfmadapt.datasets._maps_styles import TRAIN_STYLES, Style
 from vfmadapt.datasets._procedural import Size, coordinates
 
-VERSION = 1
+VERSION = 2
 """Of the generator; another one draws other sheets from the same seeds."""
 
 
@@ -50,53 +50,70 @@ def _ground(plates: Plates) -> None:
     if rng.random() < 0.9:
         (draw_hachures if rng.random() < 0.15 else draw_contours)(plates)
     for draw, most in (
-        (areas.draw_wood, 3),
-        (areas.draw_orchard, 3),
+        (areas.draw_wood, 2),
+        (areas.draw_orchard, 2),
         (areas.draw_marsh, 2),
-        (areas.draw_vineyard, 4),
+        (areas.draw_vineyard, 3),
     ):
         for _ in range(rng.integers(0, most)):
             draw(plates)
-    if rng.random() < 0.45:
+    if rng.random() < 0.35:
         areas.draw_lake(plates)
 
 
 def _water(plates: Plates, river: Points | None) -> list[Points]:
     """The river of the valley, and streams."""
     rng, drawn = plates.rng, []
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 2)):
         stream = curve(rng, plates.size, step=9, turn=0.4)
         drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.2, 2.6)))
     if river is not None:
-        drawn.append((river, rng.uniform(5, 24) if rng.random() < 0.75 else rng.uniform(1.5, 3)))
+        drawn.append((river, rng.uniform(5, 28) if rng.random() < 0.75 else rng.uniform(1.5, 3)))
     for line, width in drawn:
         draw_river(plates, line, float(width))
     return [line for line, _ in drawn]
 
 
 def _lines(plates: Plates, rivers: list[Points]) -> None:
-    """Roads and railways, free or down the valley, with houses and walls beside them."""
+    """A railway or none, a road or two and those that branch off, free or down the valley; houses and walls beside."""
     rng, style = plates.rng, plates.style
-    valley = rivers[-1:]
-    free = [_ashore(plates, step=24, turn=0.14) for _ in range(rng.integers(1, 5))]
-    along = [_accompany(plates, line) for line in valley if rng.random() < 0.5]
-    roads = [(line, style.roads[rng.integers(len(style.roads))]) for line in free + along]
-    rails = [_ashore(plates, step=32, turn=0.10) for _ in range(rng.choice([0, 1, 1, 2]))]
-    rails = [_accompany(plates, valley[0]) if valley and rng.random() < 0.4 else line for line in rails]
+    valley, rails, lines = rivers[-1:], [], []
+    if rng.random() < 0.75:
+        down = valley and rng.random() < 0.4
+        rails = [_accompany(plates, valley[0]) if down else _free(plates, valley, step=32, turn=0.10)]
+    for _ in range(rng.choice([0, 1, 1, 2, 2])):
+        down = valley and rng.random() < 0.3
+        lines.append(_accompany(plates, valley[0]) if down else _free(plates, rails + lines, step=24, turn=0.14))
+    lines += [_branch(plates, line) for line in lines if rng.random() < 0.5]
     draw_paths(plates)
-    draw_walls(plates, [line for line, _ in roads] + rails)
-    lines = [line for line, _ in roads]
-    taken = np.maximum(stroke(plates.size, lines, 18), plates.lake | plates.river)
-    areas.draw_houses(plates, lines, np.maximum(taken, stroke(plates.size, rails, 18)))
-    draw_roads(plates, roads)
+    draw_walls(plates, lines + rails)
+    taken = np.maximum(stroke(plates.size, lines + rails, 18), plates.lake | plates.river | plates.vineyard)
+    areas.draw_houses(plates, lines, taken)
+    draw_roads(plates, [(line, style.roads[rng.integers(len(style.roads))]) for line in lines])
     for line in rails:
         draw_railway(plates, line, style.railways[rng.integers(len(style.railways))])
 
 
-def _ashore(plates: Plates, *, step: float, turn: float) -> Points:
-    """The one of four curves that keeps clearest of the lake."""
-    curves = [curve(plates.rng, plates.size, step=step, turn=turn) for _ in range(4)]
-    return min(curves, key=lambda line: sum(map(len, inside(line, plates.lake))))
+def _free(plates: Plates, others: list[Points], *, step: float, turn: float) -> Points:
+    """The one of six curves that keeps clearest of the lake and of other lines, so that it crosses these steeply."""
+    taken = plates.lake | (stroke(plates.size, others, 36) > 0)
+    curves = [curve(plates.rng, plates.size, step=step, turn=turn) for _ in range(6)]
+    return min(curves, key=lambda line: sum(map(len, inside(line, taken))))
+
+
+def _branch(plates: Plates, road: Points) -> Points:
+    """A road that leaves another one on the sheet, as squarely as the best of six does."""
+    rng, (height, width) = plates.rng, plates.size
+    on_sheet = np.flatnonzero(((road > 0) & (road < (width, height))).all(axis=1))
+    at = int(rng.choice(on_sheet)) if on_sheet.size else len(road) // 2
+    at = min(max(at, 1), len(road) - 2)
+    along = road[at + 1] - road[at - 1]
+    halves = []
+    for _ in range(6):
+        line = curve(rng, plates.size, step=24, turn=0.14)
+        halves.append(line[len(line) // 2 :])
+    best = min(halves, key=lambda half: abs(float((half[min(15, len(half) - 1)] - half[0]) @ along)))
+    return np.asarray(best - best[0] + road[at], dtype=np.float32)
 
 
 def _accompany(plates: Plates, river: Points) -> Points:

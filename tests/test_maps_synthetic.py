@@ -17,9 +17,10 @@ from vfmadapt.contracts import DataSource, Samples, UserError
 from vfmadapt.datasets import _maps_curves as curves
 from vfmadapt.datasets._maps_files import write_tile
 from vfmadapt.datasets._maps_lettering import _font, _straight, _Writer
-from vfmadapt.datasets._maps_lines import draw_railway, draw_river, draw_roads
+from vfmadapt.datasets._maps_lines import draw_railway, draw_river, draw_roads, draw_walls
 from vfmadapt.datasets._maps_plates import NAMES, Plates
 from vfmadapt.datasets._maps_scan import ORDER, scan
+from vfmadapt.datasets._maps_sheet import _branch, _free
 from vfmadapt.datasets._maps_styles import Road
 from vfmadapt.datasets.geotiff_folder import GeotiffFolder
 from vfmadapt.datasets.maps_synthetic import CLASSES, STYLES, TEST_STYLE, TRAIN_STYLES, MapsSynthetic, render_sheet
@@ -116,6 +117,38 @@ def test_roads_open_into_one_another() -> None:
     assert sheet.covers["black"][40, :].max() == 0
     assert sheet.covers["black"][:, 50].max() == 0
     assert sheet.covers["black"][40 - 5, 10:40].min() > 0.4
+
+
+def test_a_branch_leaves_its_road_on_the_sheet_and_steeply() -> None:
+    sheet, cosines = plates(size=(200, 200)), []
+    for _ in range(12):
+        branch = _branch(sheet, curves.resample(np.float32([[-10, 70], [210, 70]])))
+        assert branch[0, 1] == 70
+        assert 0 < branch[0, 0] < 200
+        along = branch[min(15, len(branch) - 1)] - branch[0]
+        cosines.append(abs(along[0]) / np.hypot(*along))
+    assert np.median(cosines) < 0.35  # any direction: 0.71
+
+
+def test_free_lines_shun_other_lines_and_lakes() -> None:
+    sheet = plates(size=(200, 200))
+    sheet.lake[:80] = True
+    line = curves.resample(np.float32([[-10, 120], [210, 120]]))
+
+    def share(made: np.ndarray) -> float:
+        return float(((made[:, 1] < 80) | (abs(made[:, 1] - 120) < 18)).mean())
+
+    free = np.mean([share(_free(sheet, [line], step=24, turn=0.14)) for _ in range(20)])
+    any_curve = np.mean([share(curves.curve(sheet.rng, sheet.size, step=24, turn=0.14)) for _ in range(20)])
+    assert free < any_curve - 0.2
+
+
+def test_no_rock_stands_in_a_lake() -> None:
+    sheet = plates()
+    sheet.lake[:] = True
+    for _ in range(8):
+        draw_walls(sheet, [level(40)])
+    assert not any(cover.any() for cover in sheet.covers.values())
 
 
 def test_lines_end_at_a_lake() -> None:
