@@ -133,7 +133,7 @@ class TorchGeoSource:
 
     def files(self, split: str) -> Files:
         """Images and masks of the published "train" or "test" split."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def prepare(self) -> None:
         """Check that the files are there and fit."""
