@@ -77,7 +77,9 @@ def _water(plates: Plates, river: Points | None) -> list[Points]:
 def _lines(plates: Plates, rivers: list[Points]) -> None:
     """A railway or none, a road or two and those that branch off, free or down the valley; houses and walls beside."""
     rng, style = plates.rng, plates.style
-    valley, rails, lines = rivers[-1:], [], []
+    valley = rivers[-1:]
+    rails: list[Points] = []
+    lines: list[Points] = []
     if rng.random() < 0.75:
         down = valley and rng.random() < 0.4
         rails = [_accompany(plates, valley[0]) if down else _free(plates, valley, step=32, turn=0.10)]
