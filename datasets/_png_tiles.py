@@ -1,17 +1,18 @@
 """Generated tiles as PNG files: 8-bit RGB images and their label masks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.datasets._tiles import Job, atomic
+from vfmadapt.datasets._tiles import SPLITS, Job, atomic, write_missing
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:  # processes that render do without torch
-    from vfmadapt.contracts import Sample
+    from vfmadapt.contracts import DataSpec, Sample
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,51 @@ class PngTiles:
             id=f"{self.name}/{index:05d}",
             bands=self.bands,
         )
+
+
+class PngSource:
+    """Data source of tiles that are drawn; `prepare` renders those that are not there yet.
+
+    Args:
+        job: the tiles.
+        spec: bands, classes and statistics.
+        write: renders and writes the tile (job, split, index); a function at the top of a module.
+        workers: processes that render; 0 takes one per core, at most 8.
+        labels: stored label -> label given, where they differ.
+    """
+
+    def __init__(
+        self,
+        job: PngJob,
+        spec: "DataSpec",
+        *,
+        write: Callable[[Any, str, int], None],
+        workers: int,
+        labels: tuple[int, ...] | None = None,
+    ) -> None:
+        self._job, self._spec, self._write, self._workers, self._labels = job, spec, write, workers, labels
+
+    @property
+    def spec(self) -> "DataSpec":
+        """Bands, classes and statistics."""
+        return self._spec
+
+    @property
+    def folder(self) -> Path:
+        """Where the tiles are: `<split>/images/<index>.png` and `<split>/masks/<index>.png`."""
+        return self._job.folder
+
+    def prepare(self) -> None:
+        """Render the tiles that are missing; does nothing where all are there."""
+        write_missing(self._job, self._write, self._workers)
+
+    def split(self, name: str) -> PngTiles:
+        """The tiles of "train", "val" or "test".
+
+        Raises:
+            UserError: another name.
+        """
+        if name not in SPLITS:
+            source = self._spec.name.partition("@")[0]
+            raise UserError(f"{source} has no split {name!r}: choose one of {', '.join(SPLITS)}")
+        return PngTiles(self._job, name, self._spec.bands, self._labels)

@@ -16,8 +16,7 @@ from vfmadapt.datasets._maps_files import MapJob, write_tile
 from vfmadapt.datasets._maps_plates import NAMES
 from vfmadapt.datasets._maps_sheet import VERSION, Sheet, render_sheet
 from vfmadapt.datasets._maps_styles import STYLES, TEST_STYLE, TRAIN_STYLES
-from vfmadapt.datasets._png_tiles import PngTiles
-from vfmadapt.datasets._tiles import SPLITS, write_missing
+from vfmadapt.datasets._png_tiles import PngSource
 
 __all__ = ["CLASSES", "STYLES", "TEST_STYLE", "TRAIN_STYLES", "VERSION", "MapsSynthetic", "Sheet", "render_sheet"]
 
@@ -38,7 +37,7 @@ CLASSES = tuple(ClassSpec(name, colour, line=name in _LINES) for name, colour in
 _MEAN, _STD = (0.672, 0.635, 0.557), (0.237, 0.238, 0.234)
 
 
-class MapsSynthetic:
+class MapsSynthetic(PngSource):
     """Data source of procedural map sheets; `prepare` renders the tiles that are not there yet.
 
     Args:
@@ -73,30 +72,6 @@ class MapsSynthetic:
             raise UserError(f"maps_synthetic: size={size} must be >= 64, seed={seed} and the numbers of tiles >= 0")
         counts = {"train": train, "val": val, "test": test}
         folder = Path(root) / f"v{VERSION}_{style or 'styles'}_seed{seed}_{size}px"
-        self._job = MapJob(folder, seed, size, counts, style)
-        self._workers = workers
-        self._spec = DataSpec(f"maps_synthetic@{VERSION}", ("red", "green", "blue"), CLASSES, _MEAN, _STD)
-
-    @property
-    def spec(self) -> DataSpec:
-        """Bands, classes and statistics."""
-        return self._spec
-
-    @property
-    def folder(self) -> Path:
-        """Where the tiles are: `<split>/images/<index>.png` and `<split>/masks/<index>.png`."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, write_tile, self._workers)
-
-    def split(self, name: str) -> PngTiles:
-        """The tiles of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            raise UserError(f"maps_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return PngTiles(self._job, name, self._spec.bands)
+        job = MapJob(folder, seed, size, counts, style)
+        spec = DataSpec(f"maps_synthetic@{VERSION}", ("red", "green", "blue"), CLASSES, _MEAN, _STD)
+        super().__init__(job, spec, write=write_tile, workers=workers)

@@ -15,8 +15,7 @@ from vfmadapt.contracts import DataSpec, UserError
 from vfmadapt.datasets._aerial_files import write_tile
 from vfmadapt.datasets._aerial_scene import TEST_REGION, TRAIN_REGIONS, VERSION, AerialScene, render_scene
 from vfmadapt.datasets._landcover import class_set
-from vfmadapt.datasets._png_tiles import PngJob, PngTiles
-from vfmadapt.datasets._tiles import SPLITS, write_missing
+from vfmadapt.datasets._png_tiles import PngJob, PngSource
 
 __all__ = ["TEST_REGION", "TRAIN_REGIONS", "VERSION", "AerialScene", "UrbanSynthetic", "render_scene"]
 
@@ -25,7 +24,7 @@ __all__ = ["TEST_REGION", "TRAIN_REGIONS", "VERSION", "AerialScene", "UrbanSynth
 _MEAN, _STD = (0.494, 0.491, 0.434), (0.191, 0.168, 0.162)
 
 
-class UrbanSynthetic:
+class UrbanSynthetic(PngSource):
     """Data source of procedural aerial scenes; `prepare` renders the tiles that are not there yet.
 
     Args:
@@ -56,33 +55,7 @@ class UrbanSynthetic:
     ) -> None:
         if size < 64 or min(train, val, test) < 0 or seed < 0:
             raise UserError(f"urban_synthetic: size={size} must be >= 64, seed={seed} and the numbers of tiles >= 0")
-        self._classes = class_set(classes)
-        counts = {"train": train, "val": val, "test": test}
-        self._job = PngJob(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
-        self._workers = workers
-        name = f"{classes}_synthetic@{VERSION}"
-        self._spec = DataSpec(name, ("red", "green", "blue"), self._classes.classes, _MEAN, _STD)
-
-    @property
-    def spec(self) -> DataSpec:
-        """Bands, classes and statistics."""
-        return self._spec
-
-    @property
-    def folder(self) -> Path:
-        """Where the tiles are: `<split>/images/<index>.png` and `<split>/masks/<index>.png`, of LoveDA's classes."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, write_tile, self._workers)
-
-    def split(self, name: str) -> PngTiles:
-        """The tiles of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            raise UserError(f"urban_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return PngTiles(self._job, name, self._spec.bands, self._classes.labels)
+        named, counts = class_set(classes), {"train": train, "val": val, "test": test}
+        job = PngJob(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
+        spec = DataSpec(f"{classes}_synthetic@{VERSION}", ("red", "green", "blue"), named.classes, _MEAN, _STD)
+        super().__init__(job, spec, write=write_tile, workers=workers, labels=named.labels)
