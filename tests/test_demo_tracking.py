@@ -18,7 +18,7 @@ TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1
 STAGE = ["size=64", "clip=2", "batch_size=1", "objects=1", "steps=1"]
 SMALL = ["backbone.size=64", "loader.clip=2", "loader.batch_size=1", "trainer.max_steps=1"]
 PRETRAIN = [*(f"stages.pairs.{setting}" for setting in STAGE), "~stages.clips", "~stages.whole"]
-PRETRAIN += [f"train=[{','.join([*TINY, 'data.styles=[echo]'])}]"]
+PRETRAIN += ["train=" + json.dumps([*TINY, "data.styles=[echo]"], separators=(",", ":"))]
 
 
 def quoted(overrides: list[str]) -> str:
