@@ -1,11 +1,12 @@
 # make quickstart   install, train, compare with the frozen backbone, map a generated GeoTIFF
+# make demo-tracking   install, adapt a tracker to a kind of clip that it never saw, follow such clips
 # make test         install what is missing, then the whole suite
 PYTHON ?= python3
 BIN := .venv/bin
 # the folders datasets/ and kernels/ must never hide the PyPI packages of those names
 export PYTHONSAFEPATH := 1
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart demo-tracking test lint
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -26,6 +27,9 @@ install: .venv/installed
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py format=json
+
+demo-tracking: install
+	$(BIN)/python tools/demo_tracking.py format=json
 
 test: .venv/mmseg
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal

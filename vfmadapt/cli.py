@@ -21,12 +21,14 @@ TOOLS = {
     "predict": "adapter file + GeoTIFF -> georeferenced map",
     "track": "adapter file + video or volume + prompt -> masks of every frame",
     "pretrain": "masked-image modelling of a backbone",
+    "pretrain_tracker": "SAM2's video model trained from random weights on generated clips",
     "benchmark": "time an adapter's fast path against its direct formulation",
     "doctor": "which implementation each kernel takes here, and why not the others",
     "check_data": "how hard a data set is: class shares and per-pixel baselines",
     "params": "what a choice of backbone, adapter and head trains and stores",
     "check_golden": "do the adapters give the published numbers?",
     "quickstart": "train, compare with the frozen backbone, map a generated GeoTIFF",
+    "demo_tracking": "adapt a tracker to a domain that it never saw, follow clips, compare with the frozen model",
 }
 GROUPS = {
     "adapters": "adapter",
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         file=sys.stderr if wanted else sys.stdout,
     )
     for name, text in TOOLS.items():
-        print(f"  {name:<12}{text}", file=sys.stderr if wanted else sys.stdout)
+        print(f"  {name:<18}{text}", file=sys.stderr if wanted else sys.stdout)
     sys.exit(USER_ERROR if wanted else 0)
 
 

@@ -4,10 +4,11 @@ SAM2: https://arxiv.org/abs/2408.00714; the network is transformers' `Sam2VideoM
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmadapt.backbones._roles import Net
 from vfmadapt.backbones._sam2_config import Trunk, video_config
@@ -19,6 +20,13 @@ from vfmadapt.contracts import UserError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pictures from 0 to 1
 DECODER = "decoder"  # role of the mask decoder's tensors
 TRUNK = "vision_encoder.backbone"
+SHIPPED = Path(__file__).parent / "weights"
+
+
+def shipped(name: str) -> Path | None:
+    """The weights that lie in the package for a model of this name, None where there are none."""
+    path = SHIPPED / f"{name}.safetensors"
+    return path if path.is_file() else None
 
 
 def sam2_video(
@@ -46,7 +54,7 @@ def sam2_video(
         memory_layers: of the memory attention.
         hidden: of its MLPs.
         decoder_hidden: of the mask decoder's MLPs.
-        pretrained: False asks for random weights.
+        pretrained: False asks for random weights; else those of the package, where it has any for `name`.
         weights: a file, or a folder that holds one: SAM2.1's or MedSAM2's .pt, or transformers' .safetensors.
         seed: of random weights.
         bands: red, green and blue; the model takes no others.
@@ -57,7 +65,8 @@ def sam2_video(
     """
     from transformers import Sam2VideoModel
 
-    if weights is None and pretrained is not False:
+    path = find_weights(weights) if weights is not None else None if pretrained is False else shipped(name)
+    if path is None and pretrained is not False:
         raise UserError(
             f"backbone {name} has no weights: pass backbone.weights=FILE or FOLDER, "
             "or backbone.pretrained=false (random weights)"
@@ -77,11 +86,25 @@ def sam2_video(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Sam2VideoModel(config)
+        _spread(net)
     one, other = net.prompt_encoder.shared_embedding, net.shared_image_embedding  # SAM2 has one: points on its grid
     other.positional_embedding.copy_(one.positional_embedding)
-    if weights is not None:
-        load_video_weights(net, find_weights(weights), name)
+    if path is not None:
+        load_video_weights(net, path, name)
     return Sam2VideoBackbone(net, name=name, gradient_checkpointing=gradient_checkpointing)
+
+
+@torch.no_grad()
+def _spread(net: nn.Module) -> None:
+    """Random weights of variance 1 / inputs: at transformers' 0.02 a net this narrow makes next to nothing of a frame.
+
+    From those all masks stayed empty for 150 steps; from these a batch is learnt in 40.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            weight = module.weight
+            inputs = len(weight) if isinstance(module, nn.ConvTranspose2d) else weight[0].numel()
+            weight.normal_(0, inputs**-0.5)
 
 
 class Sam2VideoBackbone(GridBackbone):

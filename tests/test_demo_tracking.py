@@ -1,0 +1,94 @@
+"""The tracker's training from random weights and the demo, at tiny sizes: their keys, their files, going on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vfmadapt import demo_tracking, pretrain_tracker
+from vfmadapt.backbones import sam2_video
+from vfmadapt.build import compose, entry, instantiate
+from vfmadapt.errors import UserError
+
+TINY = ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.frames=3", "data.workers=1"]
+TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1,1]", "backbone.trunk.width=16"]
+STAGE = ["size=64", "clip=2", "batch_size=1", "objects=1", "steps=1"]
+SMALL = ["backbone.size=64", "loader.clip=2", "loader.batch_size=1", "trainer.max_steps=1"]
+PRETRAIN = [*(f"stages.pairs.{setting}" for setting in STAGE), "~stages.clips", "~stages.whole"]
+PRETRAIN += ["train=" + json.dumps([*TINY, "data.styles=[echo]"], separators=(",", ":"))]
+
+
+def quoted(overrides: list[str]) -> str:
+    return f"[{','.join(map(repr, overrides))}]"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("tracker")
+    settings = [
+        f"output={folder / 'out'}",
+        f"data_root={folder}",
+        f"train={quoted([*TINY, 'data.styles=[cardiac]'])}",
+        "~stages.whole",
+        *(f"stages.{name}.{setting}" for name in ("pairs", "clips") for setting in STAGE),
+        "stages.clips.steps=2",
+    ]
+    return settings, pretrain_tracker.main(compose("pretrain_tracker", settings))
+
+
+def test_stages_follow_one_another(pretrained: tuple[list[str], dict[str, Any]]) -> None:
+    settings, result = pretrained
+    assert {name: stage["steps"] for name, stage in result["stages"].items()} == {"pairs": 1, "clips": 2}
+    second = load_file(result["weights"])
+    first = load_file(Path(result["weights"]).parents[1] / "pairs" / "weights.safetensors")
+    assert all(tensor.dtype == torch.float16 for tensor in second.values())
+    moved = [float((second[name].float() - first[name].float()).abs().max()) for name in first]
+    assert 0 < max(moved) < 0.05  # the second started where the first had ended
+    assert pretrain_tracker.main(compose("pretrain_tracker", settings))["stages"] == {}  # nothing is left to train
+
+
+def test_a_stage_goes_on_from_its_last_epoch(pretrained: tuple[list[str], dict[str, Any]]) -> None:
+    settings, result = pretrained
+    Path(result["weights"]).unlink()  # as if it had been stopped
+    last = Path(result["weights"]).parent / "checkpoints" / "last.ckpt"
+    before = torch.load(last, weights_only=True)["global_step"]
+    again = pretrain_tracker.main(compose("pretrain_tracker", [*settings[:-1], "stages.clips.steps=3"]))
+    assert (before, again["stages"]["clips"]["steps"], len(again["stages"])) == (2, 3, 1)
+
+
+def test_impossible_stages() -> None:
+    none = [f"~stages.{name}" for name in ("pairs", "clips", "whole")]
+    for settings, line in ((none, "stages is empty"), (["~stages.pairs.lr"], "lr is missing or unknown")):
+        with pytest.raises(UserError, match=line):
+            pretrain_tracker.main(compose("pretrain_tracker", settings))
+
+
+def test_weights_in_the_package_need_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sam2_video, "SHIPPED", tmp_path)
+    settings = {k: v for k, v in entry("backbone", "sam2_mini").items() if k != "train_decoder"}
+    with pytest.raises(UserError, match="has no weights"):
+        instantiate(settings)
+    other = instantiate(settings | {"pretrained": False, "seed": 1})
+    save_file(
+        {name: tensor.clone() for name, tensor in other.net.state_dict().items()}, tmp_path / "sam2_mini.safetensors"
+    )
+    assert instantiate(settings).spec.weights_hash == other.spec.weights_hash
+
+
+def test_demo(tmp_path: Path) -> None:
+    settings = [
+        f"output={tmp_path / 'out'}",
+        f"data_root={tmp_path}",
+        f"train={quoted([*TINY, *SMALL, 'data.styles=[echo]'])}",
+        f"pretrain={quoted(PRETRAIN)}",
+    ]
+    result = demo_tracking.main(compose("demo_tracking", settings))
+    json.dumps(result)
+    assert not result["shipped"]
+    for row in ("frozen", "adapted", "copy", "flow"):
+        assert set(result[row]) == set(demo_tracking.SCORES)
+    for path in (result["gif"], result["mp4"], result["adapter_file"], *result["pictures"]):
+        assert Path(path).stat().st_size > 0
