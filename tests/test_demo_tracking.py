@@ -17,7 +17,7 @@ TINY = ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.frame
 TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1,1]", "backbone.trunk.width=16"]
 STAGE = ["size=64", "clip=2", "batch_size=1", "objects=1", "steps=1"]
 SMALL = ["backbone.size=64", "loader.clip=2", "loader.batch_size=1", "trainer.max_steps=1"]
-PRETRAIN = [*(f"stages.pairs.{setting}" for setting in STAGE), "~stages.clips", "~stages.whole"]
+PRETRAIN = [*(f"stages.carry.{setting}" for setting in STAGE), "~stages.clips", "~stages.whole"]
 PRETRAIN += ["train=" + json.dumps([*TINY, "data.styles=[echo]"], separators=(",", ":"))]
 
 
@@ -33,7 +33,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dic
         f"data_root={folder}",
         f"train={quoted([*TINY, 'data.styles=[cardiac]'])}",
         "~stages.whole",
-        *(f"stages.{name}.{setting}" for name in ("pairs", "clips") for setting in STAGE),
+        *(f"stages.{name}.{setting}" for name in ("carry", "clips") for setting in STAGE),
         "stages.clips.steps=2",
     ]
     return settings, pretrain_tracker.main(compose("pretrain_tracker", settings))
@@ -41,9 +41,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dic
 
 def test_stages_follow_one_another(pretrained: tuple[list[str], dict[str, Any]]) -> None:
     settings, result = pretrained
-    assert {name: stage["steps"] for name, stage in result["stages"].items()} == {"pairs": 1, "clips": 2}
+    assert {name: stage["steps"] for name, stage in result["stages"].items()} == {"carry": 1, "clips": 2}
     second = load_file(result["weights"])
-    first = load_file(Path(result["weights"]).parents[1] / "pairs" / "weights.safetensors")
+    first = load_file(Path(result["weights"]).parents[1] / "carry" / "weights.safetensors")
     assert all(tensor.dtype == torch.float16 for tensor in second.values())
     moved = [float((second[name].float() - first[name].float()).abs().max()) for name in first]
     assert 0 < max(moved) < 0.05  # the second started where the first had ended
@@ -60,8 +60,8 @@ def test_a_stage_goes_on_from_its_last_epoch(pretrained: tuple[list[str], dict[s
 
 
 def test_impossible_stages() -> None:
-    none = [f"~stages.{name}" for name in ("pairs", "clips", "whole")]
-    for settings, line in ((none, "stages is empty"), (["~stages.pairs.lr"], "lr is missing or unknown")):
+    none = [f"~stages.{name}" for name in ("carry", "clips", "whole")]
+    for settings, line in ((none, "stages is empty"), (["~stages.carry.lr"], "lr is missing or unknown")):
         with pytest.raises(UserError, match=line):
             pretrain_tracker.main(compose("pretrain_tracker", settings))
 

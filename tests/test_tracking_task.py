@@ -41,7 +41,7 @@ class Discs:
 
 
 def pieces(**settings: object) -> Pieces:
-    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "seed": 0} | settings
+    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "zoom": 1.0, "seed": 0} | settings
     return Pieces(Discs(), [0], **chosen)
 
 
@@ -146,7 +146,17 @@ def test_pieces_follow_the_seed_and_turn_round() -> None:
     assert min(steps) > 0  # no frame twice in a row
 
 
+def test_zoom_enlarges_a_structure_and_never_loses_it() -> None:
+    whole, zoomed = (
+        [pieces(zoom=zoom)[Draw(0, epoch, 0)]["mask"][0].float().mean() for epoch in range(8)] for zoom in (1.0, 0.3)
+    )
+    assert min(zoomed) > 0
+    assert sum(zoomed) > 1.5 * sum(whole)
+
+
 def test_impossible_settings() -> None:
+    with pytest.raises(UserError, match=r"augment.zoom=0: the least share"):
+        TrackingData(Discs(), side=64, zoom=0)
     with pytest.raises(UserError, match="prompts are one or more"):
         task(prompts=["scribble"])
     with pytest.raises(UserError, match="clip is at least 2"):

@@ -16,9 +16,11 @@ log = logging.getLogger(__name__)
 
 KEYS = {
     "size": "backbone.size",
+    "zoom": "augment.zoom",
     "clip": "loader.clip",
     "batch_size": "loader.batch_size",
     "objects": "task.objects",
+    "prompts": "task.prompts",
     "steps": "trainer.max_steps",
     "lr": "task.lr",
 }

@@ -135,11 +135,11 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingDat
 
 
 def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "TrackingData":
-    """Loaders over clips; their frames are resized, not cropped, and read anew each time."""
+    """Loaders over clips; their frames are resized and read anew each time."""
     from vfmadapt.tasks.clips import TrackingData
 
     settings = {k: v for k, v in loader.items() if k not in ("crop", "cache_mb")}
-    settings |= {"side": cfg.backbone.size, "flips": cfg.augment.flips, "radiometric": cfg.augment.radiometric}
+    settings |= {"side": cfg.backbone.size} | {key: cfg.augment[key] for key in ("flips", "radiometric", "zoom")}
     check_arguments(TrackingData, "loader", settings)
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vfmadapt.contracts import Clips, ClipSample, ClipSource
+from vfmadapt.contracts import IGNORE_INDEX, Clips, ClipSample, ClipSource
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.data import Draw, EpochSampler, draw_generator
 from vfmadapt.tracking.tracker import pictures
@@ -29,14 +29,24 @@ class Pieces(Dataset[dict[str, Tensor]]):
         side: S.
         flips: mirror half of the pieces, along each axis.
         radiometric: how far brightness, contrast and gamma are changed; 0 for not at all.
+        zoom: a piece shows at least this share of the frame's height and width, around one of its structures.
         seed: of every draw.
     """
 
     def __init__(
-        self, clips: Clips, chosen: list[int], *, length: int, side: int, flips: bool, radiometric: float, seed: int
+        self,
+        clips: Clips,
+        chosen: list[int],
+        *,
+        length: int,
+        side: int,
+        flips: bool,
+        radiometric: float,
+        zoom: float,
+        seed: int,
     ) -> None:
         self.clips, self.chosen, self.length, self.side = clips, chosen, length, side
-        self.flips, self.radiometric, self.seed = flips, radiometric, seed
+        self.flips, self.radiometric, self.zoom, self.seed = flips, radiometric, zoom, seed
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -49,8 +59,9 @@ class Pieces(Dataset[dict[str, Tensor]]):
             sample = self.clips.read(index, _run(rng, labelled, self.length))
             if has_structure(sample["mask"][0]):
                 break
-        image = pictures(sample["image"], (0.0, 1.0), self.side)
-        mask = F.interpolate(sample["mask"][:, None].float(), size=(self.side, self.side)).long()[:, 0]
+        window = _window(rng, sample["mask"][0], self.zoom)
+        image = pictures(sample["image"][..., *window], (0.0, 1.0), self.side)
+        mask = F.interpolate(sample["mask"][:, None, *window].float(), size=(self.side, self.side)).long()[:, 0]
         for axis in (-1, -2):
             if self.flips and rng.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
@@ -72,7 +83,20 @@ def _run(rng: np.random.Generator, labelled: list[int], length: int) -> list[int
     return run[::-1] if rng.random() < 0.5 else run
 
 
-def has_structure(mask: Tensor, ignored: int = 255) -> bool:
+def _window(rng: np.random.Generator, mask: Tensor, zoom: float) -> tuple[slice, slice]:
+    """Rows and columns of a frame, a share between `zoom` and 1 of both, that hold a pixel of a structure (H, W)."""
+    share = rng.uniform(zoom, 1)
+    found = ((mask > 0) & (mask != IGNORE_INDEX)).nonzero()
+    place = found[rng.integers(len(found))] if len(found) else torch.tensor(mask.shape) // 2
+    rows, columns = (
+        slice(first := int(rng.integers(max(at - length + 1, 0), min(at, whole - length) + 1)), first + length)
+        for at, whole in zip(place.tolist(), mask.shape, strict=True)
+        for length in [max(round(share * whole), 1)]
+    )
+    return rows, columns
+
+
+def has_structure(mask: Tensor, ignored: int = IGNORE_INDEX) -> bool:
     """Whether a label map has a label that is neither background nor ignored."""
     return bool(((mask > 0) & (mask != ignored)).any())
 
@@ -89,6 +113,7 @@ class TrackingData(LightningDataModule):
         num_workers: processes that load.
         flips: mirror pieces.
         radiometric: how far brightness, contrast and gamma are changed, 0 to 1.
+        zoom: a piece shows at least this share of the frame's height and width; 1: all of it.
         shots: train on this many clips alone, the first of an order that the seed draws.
         seed: of every draw.
 
@@ -107,12 +132,15 @@ class TrackingData(LightningDataModule):
         num_workers: int = 0,
         flips: bool = True,
         radiometric: float = 0.5,
+        zoom: float = 1.0,
         shots: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(source, ClipSource):
             raise UserError(f"task=tracking learns from clips, {source.spec.name} has images; take data=cine_synthetic")
+        if not 0 < zoom <= 1:
+            raise UserError(f"augment.zoom={zoom}: the least share of a frame that a piece shows, above 0, at most 1")
         if clip < 2 or batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or seed < 0:
             raise UserError(
                 f"loader.clip={clip} batch_size={batch_size} steps_per_epoch={steps_per_epoch} "
@@ -121,7 +149,7 @@ class TrackingData(LightningDataModule):
             )
         self.source, self.side, self.clip, self.seed = source, side, clip, seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self.flips, self.radiometric, self.shots = flips, radiometric, shots
+        self.flips, self.radiometric, self.zoom, self.shots = flips, radiometric, zoom, shots
 
     def samples(self, split: str) -> Clips:
         """The clips of "train", "val" or "test", whole and unaugmented."""
@@ -144,6 +172,7 @@ class TrackingData(LightningDataModule):
             side=self.side,
             flips=self.flips,
             radiometric=self.radiometric,
+            zoom=self.zoom,
             seed=self.seed,
         )
         draws = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size
