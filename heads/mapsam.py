@@ -63,8 +63,7 @@ class MapSamHead(Head):
             makes masks of them stay random. None: all is.
         train_neck: as published False, which needs weights.
         published: mask the attention as the release does.
-        detail: let the masks see the first of `layers`, too, as HQ-SAM's do (see `Detail`): lines of a few pixels
-            are lost in later ones.
+        detail: let the masks see the image, too, through a small U-Net (see `Detail`): for lines of a few pixels.
 
     Raises:
         UserError: sizes that do not divide one another, blocks that differ, or weights that do not fit.
@@ -91,7 +90,7 @@ class MapSamHead(Head):
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, num_classes - 1)
         self.generators = nn.ModuleList(make_generator(width, num_classes) for _ in self.layers)
-        self.detail = Detail(spec.dims[self.layers[0]], width) if detail else None
+        self.detail = Detail(spec.bands, width, self.stride) if detail else None
         if weights is not None:
             load_official(self, weights, fresh=_FRESH)
         self.neck.requires_grad_(train_neck)
@@ -110,13 +109,13 @@ class MapSamHead(Head):
         coarse = torch.stack(found).mean(0)
         cells = (coarse.shape[2], coarse.shape[3])
         wide = to_image(coarse, cells, self.stride, size)
-        masks = self._decode(states[-1], coarse.detach(), wide.detach(), features.grids[0])
+        masks = self._decode(states[-1], coarse.detach(), wide.detach(), features.image)
         return to_image(masks, cells, self.stride, size), wide
 
-    def _decode(self, embedding: Tensor, coarse: Tensor, wide: Tensor, early: Tensor) -> Tensor:
+    def _decode(self, embedding: Tensor, coarse: Tensor, wide: Tensor, pixels: Tensor | None) -> Tensor:
         """Image embedding (B, C, h, w), coarse logits (B, K, h, w) and (B, K, H, W) -> masks (B, K, 4 h, 4 w).
 
-        `early`: the first block's grid.
+        `pixels`: the normalised image, for `detail`.
         """
         decoder, (batch, classes, *grid) = self.mask_decoder, coarse.shape
         points, labels = select_points(wide)
@@ -136,9 +135,10 @@ class MapSamHead(Head):
             cells=attended,
             published=self.published,
         )
-        upscaled = decoder.output_upscaling(image.mT.unflatten(-1, grid))
-        if self.detail is not None:
-            upscaled = self.detail(upscaled, early)
+        decoded = image.mT.unflatten(-1, grid)
+        upscaled = decoder.output_upscaling(decoded)
+        if self.detail is not None and pixels is not None:
+            upscaled = self.detail(upscaled, decoded, pixels)
         each = zip(decoder.output_hypernetworks_mlps, tokens[:, 1 : 1 + classes].unbind(1), strict=True)
         return torch.einsum("bkc,bchw->bkhw", torch.stack([make(token) for make, token in each], dim=1), upscaled)
 

@@ -61,7 +61,8 @@ class Features:
     `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0;
     `strides[i]`: pixels per cell. Where H or W is no multiple of the stride the image was padded at the bottom and
     right, so a head upsamples by the stride and crops to the image's size. `prompts[i]`: what block i made of the
-    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`).
+    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`). `image`: the normalised image (B, bands,
+    H, W), for what a patch does not keep; a bare backbone's features have none.
     """
 
     grids: tuple[Tensor, ...]
@@ -69,16 +70,17 @@ class Features:
     layers: tuple[int, ...]
     strides: tuple[int, ...]
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
+    image: Tensor | None = None
 
     def only(self, layers: Sequence[int]) -> "Features":
         """Some of the layers, in the order asked."""
         at = [self.layers.index(i) for i in layers]
-        return Features(
+        return replace(
+            self,
             grids=tuple(self.grids[i] for i in at),
             prefix=tuple(self.prefix[i] for i in at),
             layers=tuple(layers),
             strides=tuple(self.strides[i] for i in at),
-            prompts=self.prompts,
         )
 
     def rows(self, first: int, last: int) -> "Features":
@@ -88,6 +90,7 @@ class Features:
             grids=tuple(grid[first:last] for grid in self.grids),
             prefix=tuple(prefix[first:last] for prefix in self.prefix),
             prompts={index: prompts[first:last] for index, prompts in self.prompts.items()},
+            image=None if self.image is None else self.image[first:last],
         )
 
 

@@ -90,7 +90,7 @@ class AdaptedBackbone(nn.Module):
             features: Features = self.backbone(image, layers)
         self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
         of_head = {index: tokens for (name, index), tokens in state.prompts.items() if name not in self.adapters}
-        return replace(features, prompts=of_head)
+        return replace(features, prompts=of_head, image=image)
 
     @torch.no_grad()
     def each(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> list[Features]:
@@ -120,7 +120,7 @@ class AdaptedBackbone(nn.Module):
             grids=tuple(_whole(grid, copies * batch) for grid in features.grids),
             prefix=tuple(_whole(prefix, copies * batch) for prefix in features.prefix),
         )
-        return [whole.rows(k * batch, (k + 1) * batch) for k in range(copies)]
+        return [replace(whole.rows(k * batch, (k + 1) * batch), image=image) for k in range(copies)]
 
     @torch.no_grad()
     def routed(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> Features:
