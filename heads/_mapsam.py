@@ -7,7 +7,6 @@ N = h w cells, Q tokens.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,58 +28,6 @@ def make_generator(width: int, classes: int) -> nn.Sequential:
         nn.GELU(),
         nn.Conv2d(width // 16, classes, 1),
     )
-
-
-class Detail(nn.Module):
-    """What the masks see of the image beside SAM's embedding: lines of a few pixels are lost in patches.
-
-    A U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) whose highest level has the masks' resolution,
-    and whose third is joined by the embedding; added to the features that masks are made of, as HQ-SAM does with those
-    of an early block (Ke et al. 2023, https://arxiv.org/abs/2306.01567, §3.2).
-
-    Args:
-        bands: of the image.
-        width: of the image embedding; masks are made of an eighth of it.
-        stride: pixels per cell of the embedding; a mask has 4 x 4 per cell.
-    """
-
-    def __init__(self, bands: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.stride, pixel, least = stride, stride // 4, width // 8
-        widths = [least * factor for factor in (1, 2, 4, 6, 8)]
-        steps = [*pairwise(widths)]
-        self.first = nn.Sequential(
-            nn.Conv2d(bands, least, pixel + 2, stride=pixel, padding=1), *_convolutions(least, least)
-        )
-        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), *_convolutions(*s)) for s in steps)
-        self.join = nn.Conv2d(width, widths[2], 1)
-        self.up = nn.ModuleList(nn.Sequential(*_convolutions(fine + deep, fine)) for fine, deep in steps)
-        self.last = nn.Conv2d(least, width // 8, 1)
-
-    def forward(self, upscaled: Tensor, embedding: Tensor, image: Tensor) -> Tensor:
-        """Mask features (B, width / 8, 4 h, 4 w), embedding (B, width, h, w), image (B, bands, H, W) -> features."""
-        padded = [self.stride * cells for cells in embedding.shape[-2:]]
-        right, below = padded[1] - image.shape[-1], padded[0] - image.shape[-2]
-        levels = [self.first(F.pad(image, (0, right, 0, below)))]
-        for down in self.down:
-            levels.append(down(levels[-1]))
-        levels[2] = levels[2] + self.join(embedding)
-        deep = levels.pop()
-        for up in reversed(self.up):
-            fine = levels.pop()
-            wide = F.interpolate(deep, size=fine.shape[-2:], mode="bilinear", align_corners=False)
-            deep = up(torch.cat([fine, wide], 1))
-        detailed: Tensor = upscaled + self.last(deep)
-        return detailed
-
-
-def _convolutions(before: int, after: int) -> list[nn.Module]:
-    """Twice a 3 x 3 convolution, batch norm, ReLU."""
-    return [
-        module
-        for channels in (before, after)
-        for module in (nn.Conv2d(channels, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
-    ]
 
 
 def margin(scores: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, Features, Head, UserError
-from vfmadapt.heads._mapsam import Detail, attended_cells, make_generator, mean_where, select_points, two_way
+from vfmadapt.heads._detail import Detail
+from vfmadapt.heads._mapsam import attended_cells, make_generator, mean_where, select_points, two_way
 from vfmadapt.heads._resize import resolve_layers, to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
@@ -23,6 +24,7 @@ from vfmadapt.heads._sam import (
 
 STATES = 3  # blocks before the last one that coarse logits are made from, as published
 _FRESH = (
+    "detail",
     "generators",
     "mask_decoder.mask_tokens",
     "mask_decoder.output_hypernetworks_mlps",
@@ -137,8 +139,8 @@ class MapSamHead(Head):
         )
         decoded = image.mT.unflatten(-1, grid)
         upscaled = decoder.output_upscaling(decoded)
-        if self.detail is not None and pixels is not None:
-            upscaled = self.detail(upscaled, decoded, pixels)
+        if self.detail is not None:
+            upscaled = upscaled + self.detail(decoded, pixels)
         each = zip(decoder.output_hypernetworks_mlps, tokens[:, 1 : 1 + classes].unbind(1), strict=True)
         return torch.einsum("bkc,bchw->bkhw", torch.stack([make(token) for make, token in each], dim=1), upscaled)
 

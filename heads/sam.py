@@ -3,11 +3,15 @@
 Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PointGrid, PromptedMasks, PromptHead, UserError
+from vfmadapt.heads._detail import Detail
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import (
     deepest_fine_layer,
@@ -20,6 +24,7 @@ from vfmadapt.heads._sam import (
 )
 
 PARTS = ("neck", "prompt_encoder", "mask_decoder")
+FINER = 4  # mask features have 4 x 4 values for each cell of the embedding
 
 
 class SamHead(PromptHead):
@@ -38,10 +43,11 @@ class SamHead(PromptHead):
         masks: alternatives for a prompt that means several things (published: 3).
         draw: show points and boxes in the mask prompt, too. Trained from scratch, the decoder needs many thousand steps
             to learn what their codes mean for a pixel (SAM had 90,000); drawn, it starts from the box.
+        detail: let the masks see the image, too, through a small U-Net (see `Detail`).
         points: per side of an image, to ask for all objects; this and the next two as `PointGrid` has them.
         quality: least IoU that the model must then expect of a mask.
         stability: least IoU of such a mask drawn wider with the same drawn tighter.
-        weights: a checkpoint of SAM, the file that backbone.weights names; None: random.
+        weights: a checkpoint of SAM, the file that backbone.weights names; `detail` stays random. None: all is.
         frozen: parts that are not trained, of neck, prompt_encoder, mask_decoder.
 
     Raises:
@@ -59,6 +65,7 @@ class SamHead(PromptHead):
         heads: int = 8,
         masks: int = 3,
         draw: bool = False,
+        detail: bool = False,
         points: int = 32,
         quality: float = 0.88,
         stability: float = 0.95,
@@ -76,37 +83,57 @@ class SamHead(PromptHead):
         self.neck = make_neck(spec.dims[layer], width)
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
+        self.detail = Detail(spec.bands, width, self.stride) if detail else None
         if weights is not None:
-            load_official(self, weights)
+            load_official(self, weights, fresh=("detail",))
         for part in frozen:
             self.get_submodule(part).requires_grad_(False)
 
     def embed(self, features: Features) -> Tensor:
-        """Features of the one layer -> image embedding (B, width, h, w)."""
+        """Features of the one layer -> image embedding (B, width, h, w); with detail (B, 3 width, h, w)."""
         embedding: Tensor = self.neck(features.grids[0])
-        return embedding
+        if self.detail is None:
+            return embedding
+        detail = self.detail(embedding, features.image)
+        return torch.cat([embedding, F.pixel_unshuffle(detail, FINER)], 1)
 
     def decode(self, embedding: Tensor, prompts: MaskPrompts, size: tuple[int, int], *, several: bool) -> PromptedMasks:
-        """Image embedding (B, width, h, w) and prompts for M objects each -> their masks, of images of `size` (H, W).
+        """Image embedding of `embed` and prompts for M objects each -> their masks, of images of `size` (H, W).
 
         `several`: the alternatives (T = `masks`), else the one mask for prompts that mean one thing (T = 1).
         """
-        images, width, *grid = embedding.shape
+        width = self.prompt_encoder.embed_dim
+        embedding, detail = embedding[:, :width], embedding[:, width:]
+        images, _, *grid = embedding.shape
         cells = (int(grid[0]), int(grid[1]))
         sparse, dense = self._encode(prompts, cells)
         objects = len(sparse) // images
         # the decoder repeats one image's embedding for all prompts; added to the prompts' own, each object has its own
         dense = embedding.repeat_interleave(objects, 0) + dense
-        coarse, scores = self.mask_decoder(
-            image_embeddings=embedding.new_zeros(1, width, *cells),
-            image_pe=self.prompt_encoder.pe_layer(cells)[None],
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=several,
-        )
+        with self._detailed(detail.repeat_interleave(objects, 0)):
+            coarse, scores = self.mask_decoder(
+                image_embeddings=embedding.new_zeros(1, width, *cells),
+                image_pe=self.prompt_encoder.pe_layer(cells)[None],
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=several,
+            )
         coarse = coarse.unflatten(0, (images, objects))
         logits = to_image(coarse.flatten(0, 1), cells, self.stride, size).unflatten(0, (images, objects))
         return PromptedMasks(logits=logits, scores=scores.unflatten(0, (images, objects)), coarse=coarse)
+
+    @contextmanager
+    def _detailed(self, detail: Tensor) -> Iterator[None]:
+        """The decoder makes masks of its upscaled embedding plus the detail (B * M, 2 width or 0, h, w)."""
+        if self.detail is None:
+            yield
+            return
+        fine = F.pixel_shuffle(detail, FINER)
+        handle = self.mask_decoder.output_upscaling.register_forward_hook(lambda _module, _inputs, out: out + fine)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _encode(self, prompts: MaskPrompts, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1."""

@@ -50,7 +50,8 @@ def make_features(spec, layers, size, batch=2, sites=()):
     for site in sites:
         prompts[site.index] = site.fn(prompts.get(site.index - 1)).expand(batch, -1, -1)
     prefix, strides = tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(spec.strides[i] for i in layers)
-    return Features(grids, prefix, tuple(layers), strides, prompts)
+    image = torch.randn(batch, spec.bands, *size, generator=g)
+    return Features(grids, prefix, tuple(layers), strides, prompts, image)
 
 
 SPECS = {

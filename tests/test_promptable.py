@@ -277,7 +277,7 @@ def test_measured_by_windows_and_drawn(tmp_path):
     torch.manual_seed(0)
     task = PromptableTask(
         build_model(compose("train", ["adapter=frozen", *SMALL]), SPEC), window=16, smallest=2, classes=["lake"]
-    )
+    ).eval()
     mask = label_map()
     image = torch.rand(3, *mask.shape)
     sample = {"image": image, "mask": mask, "valid": torch.ones_like(mask, dtype=torch.bool), "id": "a/b"}

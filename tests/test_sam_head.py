@@ -257,3 +257,20 @@ def test_drawn_prompts_reach_the_decoder():
     drawn = head.decode(embedding, prompts, (32, 48), several=False)
     head.draw = False
     assert not torch.allclose(drawn.logits, head.decode(embedding, prompts, (32, 48), several=False).logits)
+
+
+def test_masks_see_the_image_for_detail() -> None:
+    head = make_head(detail=True)
+    features = make_features()
+    image = torch.randn(2, 3, 30, 45, requires_grad=True)
+    head.eval()  # batch norm would let images see one another
+    embedding = head.embed(replace(features, image=image))
+    answer = head.decode(embedding, some_prompts(), (30, 45), several=False)
+    answer.logits[0].square().mean().backward()
+    assert image.grad is not None
+    assert image.grad[0].any()
+    assert not image.grad[1].any()  # every object sees its own image
+    plain = head.decode(
+        torch.cat([embedding[:, :32], 0 * embedding[:, 32:]], 1), some_prompts(), (30, 45), several=False
+    )
+    assert not torch.allclose(plain.logits, answer.logits)
