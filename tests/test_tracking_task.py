@@ -1,6 +1,7 @@
 """task=tracking: what is trained, what it is measured by, and the adapter file."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ class Discs:
 
 
 def pieces(**settings: object) -> Pieces:
-    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "zoom": 1.0, "seed": 0} | settings
+    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "zoom": 1.0, "gap": 1, "seed": 0} | settings
     return Pieces(Discs(), [0], **chosen)
 
 
@@ -154,8 +155,16 @@ def test_zoom_enlarges_a_structure_and_never_loses_it() -> None:
     assert sum(zoomed) > 1.5 * sum(whole)
 
 
+def test_gaps_make_faster_motion() -> None:
+    near, far = (
+        max(float((a - b).abs().mean()) for epoch in range(8) for a, b in pairwise(piece(epoch)["image"]))
+        for piece in (lambda e, g=gap: pieces(length=3, gap=g)[Draw(0, e, 0)] for gap in (1, 2))
+    )
+    assert far > 1.2 * near
+
+
 def test_impossible_settings() -> None:
-    with pytest.raises(UserError, match=r"augment.zoom=0: the least share"):
+    with pytest.raises(UserError, match=r"zoom is the least share"):
         TrackingData(Discs(), side=64, zoom=0)
     with pytest.raises(UserError, match="prompts are one or more"):
         task(prompts=["scribble"])

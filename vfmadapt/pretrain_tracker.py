@@ -17,10 +17,12 @@ log = logging.getLogger(__name__)
 KEYS = {
     "size": "backbone.size",
     "zoom": "augment.zoom",
+    "gap": "augment.gap",
     "clip": "loader.clip",
     "batch_size": "loader.batch_size",
     "objects": "task.objects",
     "prompts": "task.prompts",
+    "score_weight": "task.score_weight",
     "steps": "trainer.max_steps",
     "lr": "task.lr",
 }

@@ -30,6 +30,7 @@ class Pieces(Dataset[dict[str, Tensor]]):
         flips: mirror half of the pieces, along each axis.
         radiometric: how far brightness, contrast and gamma are changed; 0 for not at all.
         zoom: a piece shows at least this share of the frame's height and width, around one of its structures.
+        gap: of frames that follow one another in a piece, at most; a draw per piece.
         seed: of every draw.
     """
 
@@ -43,10 +44,11 @@ class Pieces(Dataset[dict[str, Tensor]]):
         flips: bool,
         radiometric: float,
         zoom: float,
+        gap: int,
         seed: int,
     ) -> None:
         self.clips, self.chosen, self.length, self.side = clips, chosen, length, side
-        self.flips, self.radiometric, self.zoom, self.seed = flips, radiometric, zoom, seed
+        self.flips, self.radiometric, self.zoom, self.gap, self.seed = flips, radiometric, zoom, gap, seed
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -56,7 +58,7 @@ class Pieces(Dataset[dict[str, Tensor]]):
         rng = draw_generator(self.seed, draw.epoch, draw.turn, str(index))
         labelled = list(self.clips.labelled(index))
         for _ in range(_TRIES):
-            sample = self.clips.read(index, _run(rng, labelled, self.length))
+            sample = self.clips.read(index, _run(rng, labelled, self.length, self.gap))
             if has_structure(sample["mask"][0]):
                 break
         window = _window(rng, sample["mask"][0], self.zoom)
@@ -74,8 +76,10 @@ class Pieces(Dataset[dict[str, Tensor]]):
         return changed.clamp(1e-3, 1) ** float(np.exp(0.5 * gamma))
 
 
-def _run(rng: np.random.Generator, labelled: list[int], length: int) -> list[int]:
-    """`length` frames that follow one another among the labelled, from a random one on, either way."""
+def _run(rng: np.random.Generator, labelled: list[int], length: int, gap: int) -> list[int]:
+    """`length` of the labelled frames, at most `gap` apart, from a random one on, either way."""
+    step = int(rng.integers(gap)) + 1
+    labelled = labelled[int(rng.integers(step)) :: step] or labelled
     there_and_back = [*labelled, *labelled[-2:0:-1]] if len(labelled) < length else labelled
     order = there_and_back * -(-length // len(there_and_back))
     first = int(rng.integers(len(order) - length + 1))
@@ -114,6 +118,7 @@ class TrackingData(LightningDataModule):
         flips: mirror pieces.
         radiometric: how far brightness, contrast and gamma are changed, 0 to 1.
         zoom: a piece shows at least this share of the frame's height and width; 1: all of it.
+        gap: between the frames of a piece, at most: faster motion, and more structures that vanish.
         shots: train on this many clips alone, the first of an order that the seed draws.
         seed: of every draw.
 
@@ -133,14 +138,18 @@ class TrackingData(LightningDataModule):
         flips: bool = True,
         radiometric: float = 0.5,
         zoom: float = 1.0,
+        gap: int = 1,
         shots: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(source, ClipSource):
             raise UserError(f"task=tracking learns from clips, {source.spec.name} has images; take data=cine_synthetic")
-        if not 0 < zoom <= 1:
-            raise UserError(f"augment.zoom={zoom}: the least share of a frame that a piece shows, above 0, at most 1")
+        if not 0 < zoom <= 1 or gap < 1:
+            raise UserError(
+                f"augment.zoom={zoom} gap={gap}: zoom is the least share of a frame that a piece shows, above 0, at "
+                "most 1; gap is at least 1"
+            )
         if clip < 2 or batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or seed < 0:
             raise UserError(
                 f"loader.clip={clip} batch_size={batch_size} steps_per_epoch={steps_per_epoch} "
@@ -149,7 +158,8 @@ class TrackingData(LightningDataModule):
             )
         self.source, self.side, self.clip, self.seed = source, side, clip, seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self.flips, self.radiometric, self.zoom, self.shots = flips, radiometric, zoom, shots
+        self.flips, self.radiometric, self.zoom, self.gap = flips, radiometric, zoom, gap
+        self.shots = shots
 
     def samples(self, split: str) -> Clips:
         """The clips of "train", "val" or "test", whole and unaugmented."""
@@ -173,6 +183,7 @@ class TrackingData(LightningDataModule):
             flips=self.flips,
             radiometric=self.radiometric,
             zoom=self.zoom,
+            gap=self.gap,
             seed=self.seed,
         )
         draws = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size
