@@ -61,7 +61,7 @@ def test_a_stage_goes_on_from_its_last_epoch(pretrained: tuple[list[str], dict[s
 
 
 def test_impossible_stages() -> None:
-    none = [f"~stages.{name}" for name in ("carry", "clips", "whole")]
+    none = [f"~stages.{name}" for name in ("carry", "clips", "gaps", "whole")]
     for settings, line in ((none, "stages is empty"), (["~stages.carry.lr"], "lr is missing or unknown")):
         with pytest.raises(UserError, match=line):
             pretrain_tracker.main(compose("pretrain_tracker", settings))
