@@ -45,11 +45,11 @@ class _Frames:
         if not 0 <= index < len(self):
             raise IndexError(index)
         clip, frame = divmod(index, self.job.frames)
-        depth = _depth(self.job, self.name, clip, frame)
+        image = _image(self.job, self.name, clip, frame)
         return DepthSample(
-            image=_image(self.job, self.name, clip, frame),
-            depth=depth,
-            valid=torch.ones(depth.shape, dtype=torch.bool),
+            image=image,
+            depth=_depth(self.job, self.name, clip, frame),
+            valid=torch.ones(image.shape[1:], dtype=torch.bool),
             id=f"{self.name}/{clip:04d}/{frame:03d}",
             bands=BANDS,
         )
