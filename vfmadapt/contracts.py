@@ -557,6 +557,38 @@ class Sample(TypedDict):
     spacing: NotRequired[tuple[float | None, float | None, float | None]]
 
 
+class DepthSample(TypedDict):
+    """One image with depth.
+
+    `image`, `valid`, `id`, `bands`, `crs`, `transform`: as in `Sample`; `depth`: float32 (H, W) along the optical axis,
+    in the unit of the data's `ValueSpec`, NaN where unknown.
+    """
+
+    image: Tensor
+    depth: Tensor
+    valid: Tensor
+    id: str
+    bands: tuple[str, ...]
+    crs: NotRequired[str | None]
+    transform: NotRequired[tuple[float, ...] | None]
+
+
+class FrameTriple(TypedDict):
+    """A frame of a video and S others of the same scene.
+
+    `image`: float32 (C, H, W), 0..1; `sources`: (S, C, H, W), for instance the frames before and after; `depth`: (H, W)
+    of the image, NaN where unknown; `poses`: (S, 4, 4), which take points from the image's camera to each source's, in
+    the unit of the depth; `intrinsics`: (3, 3) in pixels, the centre of the first pixel being (0, 0).
+    """
+
+    image: Tensor
+    sources: Tensor
+    depth: Tensor
+    poses: Tensor
+    intrinsics: Tensor
+    id: str
+
+
 class ClipSample(TypedDict):
     """Labelled frames of a video or slices of a volume.
 
