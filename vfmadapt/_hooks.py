@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vfmadapt._streams import LINEARS, Parting
 from vfmadapt.contracts import (
     AfterBlock,
     Instead,
@@ -24,6 +25,7 @@ from vfmadapt.contracts import (
     Place,
     Prompts,
     Site,
+    Streams,
 )
 from vfmadapt.errors import UserError
 from vfmadapt.kernels.grouped_lora import grouped_lora
@@ -44,6 +46,8 @@ class Pass:
     residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
     prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts
     windows: dict[Key, tuple[int, int]] = field(default_factory=dict)  # by site: the grid that its attention is given
+    parted: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # by adapter, role and block: see Parting
+    streams: dict[Key, Tensor] = field(default_factory=dict)  # by task and block: its grid (B, C, h, w)
     losses: list[Tensor] = field(default_factory=list)
 
 
@@ -94,7 +98,9 @@ class Hooks:
             if isinstance(site, ParallelMLP) and site.index not in captured:
                 captured.add(site.index)
                 self._before(self.backbone.place("norm2", site.index).module, partial(self._capture, name, site.index))
-            if isinstance(site, AfterBlock | ParallelMLP | Prompts):
+            if isinstance(site, Streams):
+                self._part((name, number), site)
+            elif isinstance(site, AfterBlock | ParallelMLP | Prompts):
                 self._at_block((name, number), site)
             else:
                 self._at_layer((name, number), site)
@@ -124,6 +130,19 @@ class Hooks:
             insert = partial(self._insert, key, site)
             self._handles.append(block.register_forward_pre_hook(insert, with_kwargs=True))
             self._after(block, partial(self._take_out, key, site), first=True)
+
+    def _part(self, key: Key, site: Streams) -> None:
+        parting = Parting(site, partial(self._on, key), self.backbone, key[0])
+        block, attention = self.backbone.blocks()[site.index], self.backbone.place("attn", site.index).module
+        self._before(block, parting.enter)
+        self._before(attention, parting.attend)
+        self._after(self.backbone.place("proj", site.index).module, parting.part)
+        self._after(attention, parting.spread)
+        for role in LINEARS:
+            module = self.backbone.place(role, site.index).module
+            self._before(module, partial(parting.share, role))
+            self._after(module, partial(parting.add, role))
+        self._after(block, parting.leave, first=True)
 
     def _at_layer(self, key: Key, site: OnLinear | OnInput | OnOutput | OnWeight | Instead) -> None:
         place = self.backbone.place(site.role, site.index)

@@ -61,7 +61,8 @@ class Features:
     `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0;
     `strides[i]`: pixels per cell. Where H or W is no multiple of the stride the image was padded at the bottom and
     right, so a head upsamples by the stride and crops to the image's size. `prompts[i]`: what block i made of the
-    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`).
+    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`). `streams[task, i]`: the grid that block i
+    made for one task alone (`Streams`).
     """
 
     grids: tuple[Tensor, ...]
@@ -69,6 +70,12 @@ class Features:
     layers: tuple[int, ...]
     strides: tuple[int, ...]
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
+    streams: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def of(self, task: str) -> "Features":
+        """The same with the grids of a task's own streams where there are such."""
+        own = zip(self.layers, self.grids, strict=True)
+        return replace(self, grids=tuple(self.streams.get((task, layer), grid) for layer, grid in own))
 
     def only(self, layers: Sequence[int]) -> "Features":
         """Some of the layers, in the order asked."""
@@ -79,6 +86,7 @@ class Features:
             layers=tuple(layers),
             strides=tuple(self.strides[i] for i in at),
             prompts=self.prompts,
+            streams=self.streams,
         )
 
     def rows(self, first: int, last: int) -> "Features":
@@ -88,6 +96,7 @@ class Features:
             grids=tuple(grid[first:last] for grid in self.grids),
             prefix=tuple(prefix[first:last] for prefix in self.prefix),
             prompts={index: prompts[first:last] for index, prompts in self.prompts.items()},
+            streams={key: grid[first:last] for key, grid in self.streams.items()},
         )
 
 
@@ -256,6 +265,20 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Features of block `index` for each of T `tasks`, beside the shared ones that alone go on to the next block.
+
+    The streams part behind the attention, which all share. At "proj", "fc1" and "fc2" the frozen layer works on the
+    shared stream only; `fns[role]` maps the inputs of all streams (1 + T, ..., in), the shared one first, to what each
+    adds to that (1 + T, ..., out). Norms, activations and skips act on each stream as they do in the frozen block.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    fns: Mapping[str, TokenFn]
+
+
+@dataclass(frozen=True)
 class OnImage:
     """context <- fn(image), the normalised image (B, bands, H, W), once per forward; for the adapter's other sites."""
 
@@ -269,7 +292,9 @@ class Owned:
     tensors: Mapping[str, nn.Parameter]
 
 
-Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | OnImage | Owned
+Site = (
+    AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | Streams | OnImage | Owned
+)
 
 
 class Merger(Protocol):

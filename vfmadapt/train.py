@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vfmadapt.model import AdaptedModel
     from vfmadapt.tasks.clips import TrackingData
     from vfmadapt.tasks.data import SegmentationData
+    from vfmadapt.tasks.scenes import SceneData
     from vfmadapt.tasks.training import AdapterTask
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingDat
     loader, changes = plain(cfg.loader), plain(cfg.augment)
     if "clip" in loader:
         return _make_clips(cfg, source, loader)
+    if "needs" in loader:
+        return _make_scenes(cfg, source, loader)
     if "crop" not in loader:
         raise UserError("loader.crop is missing; write loader.crop=128, the side of a training window in pixels")
     crop = {"crop": loader.pop("crop")}
@@ -142,6 +145,15 @@ def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Trac
     settings |= {"side": cfg.backbone.size, "flips": cfg.augment.flips, "radiometric": cfg.augment.radiometric}
     check_arguments(TrackingData, "loader", settings)
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
+
+
+def _make_scenes(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "SceneData":
+    """Loaders over samples with depth and the like; they come whole."""
+    from vfmadapt.tasks.scenes import SceneData
+
+    settings = {k: v for k, v in loader.items() if k != "crop"}
+    check_arguments(SceneData, "loader", settings)
+    return SceneData(source, seed=cfg.seed, **settings)
 
 
 def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmadapt._state import load_state
 from vfmadapt.contracts import Samples
@@ -79,9 +79,13 @@ class AdapterTask(LightningModule):
         """The images of a batch, normalised, for adapters that start from data: (B, C, H, W)."""
         return normalise(batch["image"], batch["valid"], self.model.mean, self.model.std)
 
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser changes."""
+        return self.model.trainable_parameters()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trainable parameters, a learning rate per step."""
-        trained = self.model.trainable_parameters()
+        trained = self.trained()
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
