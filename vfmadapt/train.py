@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vfmadapt._settings import check_arguments
 from vfmadapt.build import build_model, data_source, instantiate, plain
@@ -33,11 +33,13 @@ START_BATCHES = 8
 def main(cfg: "DictConfig") -> dict[str, Any]:
     """Train adapter and head, measure them on the test split, and write everything into the run folder.
 
-    The keys are those of conf/train.yaml. The weights kept are those of the epoch with the best mIoU on the val split.
+    The keys are those of conf/train.yaml. The weights kept are those of the epoch that is best on the val split, by
+    mIoU or what else the task is judged by.
 
     Returns:
         "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" and, where classes are lines, "completeness",
-        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`),
+        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`), of depth and other values
+        what `DepthMetrics` or `ValueMetrics` gives,
         "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
         "previews" (of several processes only the first writes, and gives the paths of, adapter file and previews).
 
@@ -62,7 +64,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
     task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
-    trainer = make_trainer(cfg, run)
+    trainer = make_trainer(cfg, run, monitor=task.monitor, better=task.better)
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
@@ -115,12 +117,16 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingDat
     Raises:
         UserError: settings that they do not take; no window size.
     """
+    from vfmadapt.contracts import ValueSource
     from vfmadapt.tasks.augment import Augment
+    from vfmadapt.tasks.augment_values import ValueAugment
     from vfmadapt.tasks.data import SegmentationData
+    from vfmadapt.tasks.values import ValueData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
     if "clip" in loader:
         return _make_clips(cfg, source, loader)
+    of_values = isinstance(source, ValueSource)
     if "crop" not in loader:
         raise UserError("loader.crop is missing; write loader.crop=128, the side of a training window in pixels")
     crop = {"crop": loader.pop("crop")}
@@ -130,8 +136,9 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingDat
         (SegmentationData, "loader", loader),
     ):
         check_arguments(made, name, settings)
-    augment = Augment(**crop, **changes)
-    return SegmentationData(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
+    augment = (ValueAugment if of_values else Augment)(**crop, **changes)
+    made_data = ValueData if of_values else SegmentationData
+    return made_data(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
 
 
 def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "TrackingData":
@@ -144,8 +151,10 @@ def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Trac
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
-def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
+def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> "Trainer":
     """Lightning's trainer with the settings `cfg.trainer`, CSV and TensorBoard logs, checkpoints and a progress bar.
+
+    The best epoch is that of the greatest or least val metric `monitor`, as `better` says.
 
     Raises:
         UserError: settings that it refuses.
@@ -162,7 +171,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
             **settings,
             default_root_dir=run,
             logger=logs,
-            callbacks=_callbacks(cfg, run),
+            callbacks=_callbacks(cfg, run, {"monitor": f"val/{monitor}", "mode": better}),
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours takes each process's share itself
@@ -171,7 +180,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
+def _callbacks(cfg: "DictConfig", run: Path, judged: dict[str, Any]) -> list["Callback"]:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     from vfmadapt.tasks.progress import ProgressBar
@@ -181,11 +190,11 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
     to: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
-        ModelCheckpoint(**to, filename="best", monitor="val/miou", mode="max"),
+        ModelCheckpoint(**to, filename="best", **judged),
         ModelCheckpoint(**to, filename="last", save_on_train_epoch_end=True),
     ]
     if cfg.early_stop is not None:
-        callbacks.append(EarlyStopping("val/miou", mode="max", patience=cfg.early_stop))
+        callbacks.append(EarlyStopping(patience=cfg.early_stop, **judged))
     return callbacks
 
 
