@@ -40,6 +40,7 @@ _NULL_DEFAULT: dict[str, Any] = {
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "augment.flips": bool | Literal["mirror"],
     "batch": int | Literal["auto"],
     "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],

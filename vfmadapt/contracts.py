@@ -529,10 +529,18 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class ValueSpec:
-    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one)."""
+    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one).
+
+    `mean` and `std` of the value, or of its logarithm where `log` (it is then above 0): heads learn it in these units.
+    `inverse`: it is an inverse depth, such as a disparity.
+    """
 
     name: str
     unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+    log: bool = False
+    inverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -580,6 +588,22 @@ class Sample(TypedDict):
     crs: NotRequired[str | None]
     transform: NotRequired[tuple[float, ...] | None]
     spacing: NotRequired[tuple[float | None, float | None, float | None]]
+
+
+class ValueSample(TypedDict):
+    """One image with values of its pixels.
+
+    `image`, `valid`, `id`, `bands`, `crs`, `transform`: as in `Sample`; `values`: float32 (K, H, W), in the order and
+    the units of the data's `ValueSpec`s, NaN where unknown.
+    """
+
+    image: Tensor
+    values: Tensor
+    valid: Tensor
+    id: str
+    bands: tuple[str, ...]
+    crs: NotRequired[str | None]
+    transform: NotRequired[tuple[float, ...] | None]
 
 
 class DepthSample(TypedDict):
@@ -688,3 +712,35 @@ class DataSource(Protocol):
     def split(self, name: str) -> Samples:
         """The samples of "train", "val" or "test"."""
         ...
+
+
+@runtime_checkable
+class ValueSource(Protocol):
+    """An entry of conf/data whose samples hold values or depth instead of labels."""
+
+    @property
+    def values(self) -> tuple[ValueSpec, ...]:
+        """What the values are; known before `prepare`, unlike the statistics."""
+        ...
+
+    @property
+    def spec(self) -> DataSpec:
+        """Bands, values and statistics."""
+        ...
+
+    def prepare(self) -> None:
+        """Make sure that the files are there (generate or check); idempotent."""
+        ...
+
+    def split(self, name: str) -> "ValueSamples":
+        """The samples of "train", "val" or "test"."""
+        ...
+
+
+@runtime_checkable
+class ValueSamples(Protocol):
+    """One split of such a data set, without augmentation."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ValueSample | DepthSample: ...

@@ -3,7 +3,7 @@
 Which samples come, in which order and how augmented, is a function of (seed, epoch, sample id) alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -128,7 +128,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 
 class SegmentationData(LightningDataModule):
-    """Train, val and test loaders over a data source.
+    """Train, val and test loaders over a data source; subclasses batch what other samples hold.
 
     Args:
         source: gives spec and splits; prepared by the caller.
@@ -143,6 +143,8 @@ class SegmentationData(LightningDataModule):
     Raises:
         UserError: a split without a sample, fewer training images than shots, or an impossible setting.
     """
+
+    collate: Callable[[list[Any]], dict[str, Any]] = staticmethod(collate)
 
     def __init__(
         self,
@@ -231,7 +233,7 @@ class SegmentationData(LightningDataModule):
     def _loader(self, samples: Dataset[Sample], **settings: Any) -> DataLoader[Sample]:
         return DataLoader(
             samples,
-            collate_fn=collate,
+            collate_fn=self.collate,
             generator=torch.Generator().manual_seed(
                 self.seed
             ),  # or each start of the loader would draw from torch's own

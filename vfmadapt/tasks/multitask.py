@@ -65,6 +65,8 @@ class MultiTaskTask(AdapterTask):
         if lacking := [task for task in self.tasks if not weights.get(task, 0) > 0]:
             raise UserError(f"task.weights.{lacking[0]} is missing or 0: give a number above 0, or leave out the task")
         self.weights = {task: float(weights[task]) for task in self.tasks}
+        if "segmentation" not in self.tasks:
+            self.monitor, self.better = ("abs_rel", "min") if "depth" in self.tasks else ("loss", "min")
         ignored, names = model.spec.ignore_index, [c.name for c in model.spec.classes]
         self.label_loss = SegmentationLoss(ignore_index=ignored)
         self.label_metrics = SegmentationMetrics(names, ignore_index=ignored) if "segmentation" in self.tasks else None
@@ -132,9 +134,9 @@ class MultiTaskTask(AdapterTask):
 
     def draw(self, samples: Samples, folder: Path, *, indices: Sequence[int]) -> list[Path]:
         """Write one picture per sample: what each task should give, and below what it gives."""
-        from vfmadapt.tasks.multitask_previews import write_multitask_previews
+        from vfmadapt.tasks.scene_previews import write_multitask_previews
 
-        return write_multitask_previews(self, samples, folder, indices=indices)
+        return write_multitask_previews(self.outputs, self.model, samples, folder, indices=indices)
 
     def _start(self) -> None:
         if self.label_metrics is not None:

@@ -1,6 +1,7 @@
 """Depth from video without labels, as a Lightning module."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vfmadapt._state import load_state
-from vfmadapt.contracts import Samples
+from vfmadapt.contracts import Samples, ValueSpec
 from vfmadapt.depth_metrics import DepthMetrics, as_table, focal_error, trajectory_error
 from vfmadapt.errors import UserError
 from vfmadapt.model import AdaptedModel
@@ -41,6 +42,8 @@ class SelfDepthTask(AdapterTask):
         UserError: data with classes or several values, an impossible setting.
     """
 
+    monitor, better = "abs_rel", "min"
+
     def __init__(
         self,
         model: AdaptedModel,
@@ -58,6 +61,7 @@ class SelfDepthTask(AdapterTask):
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         if model.spec.outputs != 1 or not model.spec.values:
             raise UserError(f"task=self_depth learns one depth, {model.spec.name} has none; take data=endo_synthetic")
+        model.spec = replace(model.spec, values=(ValueSpec("depth, its scale unknown"),))
         channels = len(model.spec.bands)
         learned = intrinsics == "learned"
         self.neighbours = Neighbours(channels, learned=learned, appearance=appearance, width=width, blocks=blocks)
@@ -114,9 +118,9 @@ class SelfDepthTask(AdapterTask):
 
     def draw(self, samples: Samples, folder: Path, *, indices: Sequence[int]) -> list[Path]:
         """Write one picture per sample: frame, true depth and the model's."""
-        from vfmadapt.tasks.depth_previews import write_depth_previews
+        from vfmadapt.tasks.scene_previews import write_depth_previews
 
-        return write_depth_previews(self.model, samples, folder, indices=indices, align="median")
+        return write_depth_previews(self.model, samples, folder, indices=indices)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, the helping networks included."""

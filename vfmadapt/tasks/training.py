@@ -51,6 +51,11 @@ class AdapterTask(LightningModule):
         schedule: "cosine", "poly" or "constant".
     """
 
+    monitor: str = "miou"
+    """The metric of the val split that says which epoch is the best."""
+    better: Literal["max", "min"] = "max"
+    """Whether a greater or a smaller one is better."""
+
     def __init__(
         self, model: AdaptedModel, *, name: str, lr: float, weight_decay: float, warmup: float, schedule: Schedule
     ) -> None:
