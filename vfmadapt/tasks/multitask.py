@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,15 @@ from vfmadapt.tasks.training import AdapterTask, Schedule
 
 EDGE_BALANCE = 0.95
 """Weight of edge pixels in their cross-entropy, 1 minus that of the others, as published."""
+
+
+JUDGES: dict[str, tuple[str, Literal["max", "min"]]] = {
+    "segmentation": ("miou", "max"),
+    "depth": ("abs_rel", "min"),
+    "normals": ("normals_degrees", "min"),
+    "edges": ("edges_f1", "max"),
+}
+"""Metric of the val split by which the best epoch is chosen: that of the first of these tasks that is learnt."""
 
 
 class MultiTaskTask(AdapterTask):
@@ -65,8 +74,7 @@ class MultiTaskTask(AdapterTask):
         if lacking := [task for task in self.tasks if not weights.get(task, 0) > 0]:
             raise UserError(f"task.weights.{lacking[0]} is missing or 0: give a number above 0, or leave out the task")
         self.weights = {task: float(weights[task]) for task in self.tasks}
-        if "segmentation" not in self.tasks:
-            self.monitor, self.better = ("abs_rel", "min") if "depth" in self.tasks else ("loss", "min")
+        self.monitor, self.better = next(judge for task, judge in JUDGES.items() if task in self.tasks)
         ignored, names = model.spec.ignore_index, [c.name for c in model.spec.classes]
         self.label_loss = SegmentationLoss(ignore_index=ignored)
         self.label_metrics = SegmentationMetrics(names, ignore_index=ignored) if "segmentation" in self.tasks else None

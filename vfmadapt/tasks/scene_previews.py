@@ -113,8 +113,8 @@ def _depths(_model: AdaptedModel, sample: Any, found: Tensor, _picture: Picture)
 def _normals(_model: AdaptedModel, sample: Any, found: Tensor, _picture: Picture) -> tuple[Picture, Picture]:
     """The usual colours: x red, y green, z blue, from -1 to 1."""
     truth = normals(sample["depth"][None], sample["intrinsics"][None])[0]
-    pair = (((vectors + 1) * 127.5).byte().permute(1, 2, 0).numpy() for vectors in (truth, F.normalize(found, dim=0)))
-    return next(pair), next(pair)
+    one, two = (((v + 1) * 127.5).byte().permute(1, 2, 0).numpy() for v in (truth, F.normalize(found, dim=0)))
+    return one, two
 
 
 def _edges(_model: AdaptedModel, sample: Any, found: Tensor, _picture: Picture) -> tuple[Picture, Picture]:

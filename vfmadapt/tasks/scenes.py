@@ -1,9 +1,11 @@
 """Loaders over samples that have more than an image and a mask: depth, labels beside it, neighbouring frames."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +17,38 @@ SPATIAL = ("image", "sources", "depth", "mask", "valid")
 """What a mirror turns; their last two axes are H and W."""
 
 AXES = {"x": -1, "y": -2}
+
+
+@dataclass(frozen=True)
+class _Shrunk:
+    """Samples at 1 / `factor` of their size."""
+
+    samples: Any
+    factor: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return shrunk(self.samples[index], self.factor)
+
+
+def shrunk(sample: Mapping[str, Any], factor: int) -> dict[str, Any]:
+    """A sample at 1 / `factor` of its size, rounded down: means of images and depths, else every n-th pixel."""
+    found = {**sample}
+    for key in (key for key in SPATIAL if key in sample):
+        value = sample[key]
+        if key in ("mask", "valid"):
+            found[key] = value[factor // 2 :: factor, factor // 2 :: factor]
+            found[key] = found[key][: value.shape[0] // factor, : value.shape[1] // factor]
+        else:
+            found[key] = F.avg_pool2d(value.reshape(-1, 1, *value.shape[-2:]), factor)
+            found[key] = found[key].reshape(*value.shape[:-2], *found[key].shape[-2:])
+    if "intrinsics" in sample:  # the corner of the picture is (-0.5, -0.5) in either
+        found["intrinsics"] = sample["intrinsics"] / factor
+        found["intrinsics"][:2, 2] += 0.5 / factor - 0.5
+        found["intrinsics"][2, 2] = 1
+    return found
 
 
 class _Mirrored(Dataset[dict[str, Any]]):
@@ -63,6 +97,7 @@ class SceneData(LightningDataModule):
         source: gives spec and splits; prepared by the caller.
         needs: keys that every sample must have.
         flips: axes along which half of the training samples are mirrored: "x", "y".
+        shrink: use samples, those of val and test too, at 1 / n of their size: less to compute.
         batch_size: samples per step and process.
         steps_per_epoch: batches of an epoch; None: one pass over the data.
         num_workers: processes that load.
@@ -79,6 +114,7 @@ class SceneData(LightningDataModule):
         *,
         needs: Sequence[str],
         flips: Sequence[str] = ("x",),
+        shrink: int = 1,
         batch_size: int = 8,
         steps_per_epoch: int | None = None,
         num_workers: int = 0,
@@ -86,15 +122,15 @@ class SceneData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or {*flips} - {*AXES}:
+        if min(batch_size, steps_per_epoch or 1, shrink) < 1 or num_workers < 0 or {*flips} - {*AXES}:
             raise UserError(
-                f"loader.batch_size={batch_size} loader.steps_per_epoch={steps_per_epoch} loader.num_workers="
-                f"{num_workers} loader.flips={[*flips]}: batch_size and steps_per_epoch are at least 1, num_workers at "
-                "least 0, flips among x and y"
+                f"loader.batch_size={batch_size} loader.steps_per_epoch={steps_per_epoch} loader.shrink={shrink} "
+                f"loader.num_workers={num_workers} loader.flips={[*flips]}: batch_size, steps_per_epoch and shrink are "
+                "at least 1, num_workers at least 0, flips among x and y"
             )
         self.source, self.needs, self.flips, self.seed = source, tuple(needs), tuple(flips), seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self._limit = cache_mb * 2**20
+        self.shrink, self._limit = shrink, cache_mb * 2**20
         self._splits: dict[str, CachedSamples] = {}
 
     def samples(self, split: str) -> CachedSamples:
@@ -108,7 +144,7 @@ class SceneData(LightningDataModule):
                     f"{self.source.spec.name} gives samples without {' and '.join(lacking)}, which this task learns "
                     "from; for sources take data=endo_synthetic data.pairs=true, for masks data=rooms_synthetic"
                 )
-            self._splits[split] = CachedSamples(samples, limit=self._limit)
+            self._splits[split] = CachedSamples(_Shrunk(samples, self.shrink), limit=self._limit)
         return self._splits[split]
 
     def mean_depth(self) -> Tensor:
