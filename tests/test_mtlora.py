@@ -12,7 +12,7 @@ from vfmadapt import train
 from vfmadapt.adapters.mtlora import MTLoRA
 from vfmadapt.build import compose
 from vfmadapt.contracts import Features, UserError
-from vfmadapt.datasets.rooms_synthetic import CLASSES, RoomsSynthetic
+from vfmadapt.datasets.solids_synthetic import CLASSES, SolidsSynthetic
 from vfmadapt.heads.multitask import MultiTaskHead
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.scene_targets import edges, normals
@@ -86,7 +86,7 @@ def test_the_frozen_layers_run_once_for_all_tasks() -> None:
         module = model.backbone.place(role, 1).module
         module.register_forward_pre_hook(lambda _m, args, role=role: rows.update({role: len(args[0])}))
     with torch.no_grad():
-        found = model(torch.randn(2, 3, 32, 32), [1])
+        found = model(torch.randn(2, 3, 32, 32), [2])
     assert rows == dict.fromkeys(("qkv", "fc1", "fc2"), 2)
     assert len(found.streams) == 9
 
@@ -137,7 +137,7 @@ def test_settings_out_of_range(settings: dict, message: str) -> None:
 
 def test_rooms_are_what_their_depth_says() -> None:
     """Floors are flat and upright rooms have upright walls: the normals of both agree with the camera's tilt."""
-    samples = RoomsSynthetic(size=(64, 80)).split("test")
+    samples = SolidsSynthetic(size=(64, 80)).split("test")
     sample = samples[3]
     assert torch.equal(sample["depth"], samples[3]["depth"])
     assert sample["image"].min() >= 0
@@ -148,12 +148,13 @@ def test_rooms_are_what_their_depth_says() -> None:
     flat = ~edges(sample["depth"][None])[0] & (sample["mask"] == 0)
     up = found[:, flat]
     assert flat.sum() > 100
-    assert (up - up.median(1, keepdim=True).values).abs().max() < 0.02
+    off = (up - up.median(1, keepdim=True).values).abs().amax(0)
+    assert off.quantile(0.8) < 0.02  # all but next to what stands on it
     assert up[1].median() < -0.9  # towards the camera above: y points down
     with pytest.raises(UserError, match="choose one of train, val, test"):
-        RoomsSynthetic().split("other")
+        SolidsSynthetic().split("other")
     with pytest.raises(UserError, match=r"size=\[8, 8\]"):
-        RoomsSynthetic(size=(8, 8))
+        SolidsSynthetic(size=(8, 8))
 
 
 def test_normals_and_edges_of_a_known_surface() -> None:

@@ -142,7 +142,7 @@ class SceneData(LightningDataModule):
             if lacking := [key for key in self.needs if key not in samples[0]]:
                 raise UserError(
                     f"{self.source.spec.name} gives samples without {' and '.join(lacking)}, which this task learns "
-                    "from; for sources take data=endo_synthetic data.pairs=true, for masks data=rooms_synthetic"
+                    "from; for sources take data=endo_synthetic data.pairs=true, for masks data=solids_synthetic"
                 )
             self._splits[split] = CachedSamples(_Shrunk(samples, self.shrink), limit=self._limit)
         return self._splits[split]

@@ -13,6 +13,7 @@ from vfmadapt._state import load_state
 from vfmadapt.contracts import Samples, ValueSpec
 from vfmadapt.depth_metrics import DepthMetrics, as_table, focal_error, trajectory_error
 from vfmadapt.errors import UserError
+from vfmadapt.heads.endodac import EndoDACHead
 from vfmadapt.model import AdaptedModel
 from vfmadapt.self_depth.geometry import pose_matrix
 from vfmadapt.self_depth.objective import Camera, Neighbours
@@ -27,7 +28,7 @@ class SelfDepthTask(AdapterTask):
     are measured. All settings are keyword-only and appear under `task.` on the command line.
 
     Args:
-        model: backbone, adapter and a head of depths above 0.
+        model: backbone, adapter and head=endodac, whose depths are above 0.
         name: name of the task, for the run folder.
         lr: peak learning rate.
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
@@ -39,7 +40,7 @@ class SelfDepthTask(AdapterTask):
         blocks: of each of their stages (published: 2).
 
     Raises:
-        UserError: data with classes or several values, an impossible setting.
+        UserError: data with classes or several values, another head, an impossible setting.
     """
 
     monitor, better = "abs_rel", "min"
@@ -61,6 +62,8 @@ class SelfDepthTask(AdapterTask):
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         if model.spec.outputs != 1 or not model.spec.values:
             raise UserError(f"task=self_depth learns one depth, {model.spec.name} has none; take data=endo_synthetic")
+        if not isinstance(model.head, EndoDACHead):
+            raise UserError("task=self_depth needs a head whose depths are all above 0: take head=endodac")
         model.spec = replace(model.spec, values=(ValueSpec("depth, its scale unknown"),))
         channels = len(model.spec.bands)
         learned = intrinsics == "learned"
@@ -77,12 +80,10 @@ class SelfDepthTask(AdapterTask):
         """Loss of a batch, with the adapters' auxiliary losses.
 
         Raises:
-            UserError: a head whose values are no depths; the loss is not finite.
+            UserError: the loss is not finite.
         """
         image = batch["image"]
         depths = self.model.head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
-        if bool((depths[0] <= 0).any()):
-            raise UserError("task=self_depth: this head gives depths of 0 and less; take head=endodac")
         parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"])
         self.log_dict({f"train/{name}": part for name, part in parts.items() if name != "loss"})
         return self.complete(parts["loss"])

@@ -108,7 +108,12 @@ class AdapterTask(LightningModule):
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def on_train_start(self) -> None:
-        """Remember where the count of optimiser steps stands."""
+        """Remember where the count of optimiser steps stands.
+
+        Adapters are built in evaluation mode, and Lightning leaves modes as they are: without the switch there would be
+        no dropout, noise or stage of training.
+        """
+        self.train()
         self._stepped = self.global_step
 
     def complete(self, loss: Tensor) -> Tensor:
