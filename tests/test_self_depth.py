@@ -120,7 +120,7 @@ def test_networks_begin_at_rest() -> None:
     a, b = torch.rand(2, 3, 33, 50), torch.rand(2, 3, 33, 50)
     motion, focal, centre = MotionNetwork(3, width=8, blocks=1)(a, b)
     assert motion.shape == (2, 6)
-    assert motion.abs().max() < 0.05
+    assert motion.abs().max() < 0.1
     torch.testing.assert_close(focal, torch.full((2, 2), float(np.log(2) + 0.5)))
     torch.testing.assert_close(centre, torch.full((2, 2), 0.5))
     assert PairNetwork(3, 2, width=8, blocks=1)(a, b).abs().max() < 0.1

@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock
 from vfmadapt.errors import UserError
 
 STAGES = 4
+TURN, SHIFT = 0.1, 0.01  # of a motion for an output of 1: SHIFT is Monodepth2's, but an endoscope's tip turns quickly
 GROUPS = 8  # of GroupNorm, where ResNet has batch norm: pairs come in small batches
 
 
@@ -82,9 +83,9 @@ class MotionNetwork(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two images (B, C, H, W) -> motion (B, 6) from the first to the second, focal (B, 2), centre (B, 2)."""
         deepest = self.encoder(first, second)[-1]
-        motion = 0.01 * self.motion(deepest).mean((2, 3))  # Monodepth2's: small motions first
+        turn, shift = self.motion(deepest).mean((2, 3)).split(3, 1)
         focal, centre = self.camera(deepest.mean((2, 3))).split(2, 1)
-        return motion, F.softplus(focal) + 0.5, centre + 0.5
+        return torch.cat([TURN * turn, SHIFT * shift], 1), F.softplus(focal) + 0.5, centre + 0.5
 
 
 class PairNetwork(nn.Module):
