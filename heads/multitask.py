@@ -57,7 +57,3 @@ class MultiTaskHead(Head):
     def outputs(self, features: Features, size: tuple[int, int]) -> Mapping[str, Tensor]:
         """Features of `layers` -> {task: (B, its channels, H, W)}."""
         return {task: head(features.of(task), size) for task, head in self.heads.items()}
-
-    def supervised(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """What every task gives, in order."""
-        return tuple(self.outputs(features, size).values())

@@ -70,9 +70,11 @@ def test_every_head_gives_logits_of_the_images_size(name, family, size):
     spec = SPECS[family]
     head = make_head(name, spec, num_classes=5)
     assert all(0 <= i < spec.depth for i in head.layers)
-    supervised = head.supervised(make_features(spec, head.layers, size, sites=head.sites(())), size)
+    features = make_features(spec, head.layers, size, sites=head.sites(()))
+    supervised = head.supervised(features, size)
     assert all(logits.shape == (2, 5, *size) for logits in supervised)
-    sum(logits.square().mean() for logits in supervised).backward()
+    others = head.outputs(features, size).values() if name == "multitask" else ()
+    sum(logits.square().mean() for logits in (*supervised, *others)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad)
 
 
