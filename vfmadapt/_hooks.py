@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vfmadapt._streams import LINEARS, Parting
+from vfmadapt._streams import Parting
 from vfmadapt.contracts import (
     AfterBlock,
     Instead,
@@ -99,7 +99,8 @@ class Hooks:
                 captured.add(site.index)
                 self._before(self.backbone.place("norm2", site.index).module, partial(self._capture, name, site.index))
             if isinstance(site, Streams):
-                self._part((name, number), site)
+                parting = Parting(site, partial(self._on, (name, number)), self.backbone, name)
+                self._handles += parting.attach()
             elif isinstance(site, AfterBlock | ParallelMLP | Prompts):
                 self._at_block((name, number), site)
             else:
@@ -130,19 +131,6 @@ class Hooks:
             insert = partial(self._insert, key, site)
             self._handles.append(block.register_forward_pre_hook(insert, with_kwargs=True))
             self._after(block, partial(self._take_out, key, site), first=True)
-
-    def _part(self, key: Key, site: Streams) -> None:
-        parting = Parting(site, partial(self._on, key), self.backbone, key[0])
-        block, attention = self.backbone.blocks()[site.index], self.backbone.place("attn", site.index).module
-        self._before(block, parting.enter)
-        self._before(attention, parting.attend)
-        self._after(self.backbone.place("proj", site.index).module, parting.part)
-        self._after(attention, parting.spread)
-        for role in LINEARS:
-            module = self.backbone.place(role, site.index).module
-            self._before(module, partial(parting.share, role))
-            self._after(module, partial(parting.add, role))
-        self._after(block, parting.leave, first=True)
 
     def _at_layer(self, key: Key, site: OnLinear | OnInput | OnOutput | OnWeight | Instead) -> None:
         place = self.backbone.place(site.role, site.index)

@@ -4,10 +4,12 @@ Inside such a block the batch is the shared rows, then those of each task; atten
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vfmadapt.contracts import Streams
 
@@ -28,6 +30,22 @@ class Parting:
     def __init__(self, site: Streams, running: Callable[[], Any], backbone: Any, name: str) -> None:
         self.site, self.running, self.backbone, self.name = site, running, backbone, name
         self.count = 1 + len(site.tasks)
+
+    def attach(self) -> list[RemovableHandle]:
+        """Hook the block, its attention and its linear layers."""
+        index, place = self.site.index, self.backbone.place
+        block, attention = self.backbone.blocks()[index], place("attn", index).module
+        handles = [
+            block.register_forward_pre_hook(self.enter),
+            attention.register_forward_pre_hook(self.attend),
+            place("proj", index).module.register_forward_hook(self.part),
+            attention.register_forward_hook(self.spread),
+        ]
+        for role in LINEARS:
+            module = place(role, index).module
+            handles.append(module.register_forward_pre_hook(partial(self.share, role)))
+            handles.append(module.register_forward_hook(partial(self.add, role)))
+        return [*handles, block.register_forward_hook(self.leave, prepend=True)]
 
     def enter(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Before the block: every task begins with the shared tokens."""

@@ -43,7 +43,8 @@ class SelfDepthTask(AdapterTask):
         UserError: data with classes or several values, another head, an impossible setting.
     """
 
-    monitor, better = "abs_rel", "min"
+    monitor = "abs_rel"
+    better: Literal["max", "min"] = "min"
 
     def __init__(
         self,
