@@ -21,6 +21,7 @@ _NULL_DEFAULT: dict[str, Any] = {
     "early_stop": int,
     "ejection_fraction": str | int,
     "evaluate": str,
+    "focal": float,
     "foreground": list[str],
     "index": int,
     "input": str,
@@ -44,6 +45,7 @@ _KINDS: dict[str, Any] = {
     "batch": int | Literal["auto"],
     "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],
+    "png_scale": float,
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,
 }
