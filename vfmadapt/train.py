@@ -162,7 +162,7 @@ def _make_scenes(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Sce
 
     settings = {k: v for k, v in loader.items() if k != "crop"}
     check_arguments(SceneData, "loader", settings)
-    return SceneData(source, seed=cfg.seed, **settings)
+    return SceneData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
 def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> "Trainer":

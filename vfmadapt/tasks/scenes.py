@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vfmadapt.errors import UserError
-from vfmadapt.tasks.data import CachedSamples, Draw, EpochSampler, draw_generator
+from vfmadapt.tasks.data import CachedSamples, Draw, EpochSampler, draw_generator, few
 
 SPATIAL = ("image", "sources", "depth", "mask", "valid")
 """What a mirror turns; their last two axes are H and W."""
@@ -102,10 +102,11 @@ class SceneData(LightningDataModule):
         steps_per_epoch: batches of an epoch; None: one pass over the data.
         num_workers: processes that load.
         cache_mb: memory for samples already read, in MiB per split and process; 0 for none.
+        shots: train on this many samples alone, the first of an order that the seed draws.
         seed: of every draw.
 
     Raises:
-        UserError: an empty split, samples without what is needed, an impossible setting.
+        UserError: an empty split, fewer samples than shots, samples without what is needed, an impossible setting.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class SceneData(LightningDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int = 0,
         cache_mb: int = 1024,
+        shots: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class SceneData(LightningDataModule):
             )
         self.source, self.needs, self.flips, self.seed = source, tuple(needs), tuple(flips), seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self.shrink, self._limit = shrink, cache_mb * 2**20
+        self.shots, self.shrink, self._limit = shots, shrink, cache_mb * 2**20
         self._splits: dict[str, CachedSamples] = {}
 
     def samples(self, split: str) -> CachedSamples:
@@ -144,6 +146,8 @@ class SceneData(LightningDataModule):
                     f"{self.source.spec.name} gives samples without {' and '.join(lacking)}, which this task learns "
                     "from; for sources take data=endo_synthetic data.pairs=true, for masks data=solids_synthetic"
                 )
+            if split == "train" and self.shots is not None:
+                samples = few(samples, self.shots, seed=self.seed, name=self.source.spec.name)
             self._splits[split] = CachedSamples(_Shrunk(samples, self.shrink), limit=self._limit)
         return self._splits[split]
 
