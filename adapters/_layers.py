@@ -24,3 +24,8 @@ def resolve_layers(layers: Sequence[int] | None, depth: int, setting: str) -> li
             "one; null for all"
         )
     return sorted({i % depth for i in layers})
+
+
+def evenly_spaced(depth: int, count: int = 4) -> list[int]:
+    """The last block of each of `count` equal parts (2, 5, 8 and 11 of 12); where there are fewer blocks, each once."""
+    return sorted({-(-depth * (i + 1) // count) - 1 for i in range(count)})

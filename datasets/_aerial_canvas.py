@@ -1,9 +1,9 @@
-"""What aerial scenes are painted on: ground colours, labels and shade, and how solids cast and catch light.
+"""What aerial scenes are painted on: ground colours, labels, heights and shade, and how solids cast and catch light.
 
 All places and lengths are in metres, x to the right and y down from the middle of the tile; polygons are (n, 2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class Canvas:
         self.colour: Field = np.zeros((3, *size), dtype=np.float32)
         self.labels: NDArray[np.uint8] = np.zeros(size, dtype=np.uint8)
         self.shade: Field = np.zeros(size, dtype=np.float32)
+        self.heights: Field = np.zeros(size, dtype=np.float32)  # metres above the ground of what is seen
         self.fine = proc.power_noise(rng, size, 0.6, outer=6 / pixel)
         self.patchy = proc.power_noise(rng, size, 1.6, outer=40 / pixel)
 
@@ -91,6 +92,14 @@ class Canvas:
             self.labels[at][cover > 0.5] = label
         if raised:
             self.shade[at] *= 1 - cover
+
+    def lift(self, polygons: Sequence[Points], heights: float | Callable[[Field, Field], Field]) -> None:
+        """Say how high above the ground what polygons show is, in metres: a number, or a function of x and y."""
+        window = self.window(polygons)
+        if window is not None:
+            covered = window.cover > 0.5
+            found = np.float32(heights) if not callable(heights) else heights(*self.where(window))
+            self.heights[window.at][covered] = np.broadcast_to(found, covered.shape)[covered]
 
     def texture(self, window: Window, fine: float, patchy: float = 0.0) -> Field:
         """Multiplicative texture around 1 for a window."""

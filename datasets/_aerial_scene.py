@@ -70,12 +70,14 @@ class AerialScene:
             are background; a single tree has the label of the ground that it stands on.
         region: name of the region.
         pixel: metres.
+        heights: float32 (H, W), metres above the ground of the roof or crown that a pixel shows; 0 elsewhere.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     region: str
     pixel: float
+    heights: NDArray[np.float32]
 
 
 def render_scene(seed: int, *, size: Size = (256, 256), test: bool = False) -> AerialScene:
@@ -97,7 +99,7 @@ def render_scene(seed: int, *, size: Size = (256, 256), test: bool = False) -> A
     setting = _SETTINGS[rng.choice(len(_SETTINGS), p=shares / shares.sum())]
     _build(canvas, region, setting)
     image = photograph(rng, TEST_CAMERA if test else TRAIN_CAMERA, canvas.lit())
-    return AerialScene(image, canvas.labels, region.name, pixel)
+    return AerialScene(image, canvas.labels, region.name, pixel, canvas.heights)
 
 
 def _build(canvas: Canvas, region: Region, setting: Setting) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vfmadapt.datasets import _procedural as proc
 from vfmadapt.datasets._aerial_canvas import BUILDING, WATER, Canvas, Colour, Points, floats, rectangle, swept, turned
+from vfmadapt.datasets._procedural import Field
 
 _CARS: Sequence[tuple[float, float, float]] = (
     (0.60, 0.60, 0.60),
@@ -100,6 +102,8 @@ def draw_building(canvas: Canvas, building: Building) -> None:
     lean = canvas.lean * np.float32(building.height)
     canvas.paint(swept(outline, lean), building.wall * np.float32(0.6), BUILDING, raised=True)
     top = outline + lean
+    canvas.lift(swept(outline, lean), building.height / 2)  # facades: somewhere between
+    canvas.lift([top], partial(_roof_height, building, top.mean(0)))
     for polygon, towards in _facets(building, top) if pitched else [(top, 0.0)]:
         _roof_plane(canvas, building, polygon, canvas.slope(towards, building.pitch if pitched else 0.0))
     if pitched:
@@ -107,6 +111,19 @@ def draw_building(canvas: Canvas, building: Building) -> None:
     else:
         _rim(canvas, top)
         _boxes(canvas, building, lean)
+
+
+def _roof_height(building: Building, middle: Points, x: Field, y: Field) -> Field:
+    """Metres above the ground of a roof's surface."""
+    if building.roof not in ("gable", "hip"):
+        return floats(building.height + 0 * (x + y))
+    cos, sin = np.float32(np.cos(building.angle)), np.float32(np.sin(building.angle))
+    along = (x - middle[0]) * cos + (y - middle[1]) * sin
+    across = (y - middle[1]) * cos - (x - middle[0]) * sin
+    inward = building.width / 2 - np.abs(across)
+    if building.roof == "hip":
+        inward = np.minimum(inward, building.length / 2 - np.abs(along))
+    return floats(building.height + np.tan(building.pitch) * np.maximum(inward, 0))
 
 
 def _facets(building: Building, top: Points) -> list[tuple[Points, float]]:
@@ -199,6 +216,9 @@ def draw_tree(canvas: Canvas, tree: Tree) -> None:
     dome = 0.72 + 0.42 * (x * canvas.to_sun[0] + y * canvas.to_sun[1]) * np.minimum(away, 1)
     texture = np.maximum(dome * (1 + 0.22 * lumps), 0.15)
     canvas.lay(window, tree.colour[:, None, None] * texture.astype(np.float32), raised=True)
+    crown = tree.height - tree.radius * (1 - np.sqrt(np.maximum(1 - away * away, 0)))
+    shown = window.cover > 0.5
+    canvas.heights[window.at][shown] = np.maximum(crown, 0.5)[shown]
 
 
 def draw_car(canvas: Canvas, centre: Points, angle: float, *, lorry: bool = False) -> None:

@@ -21,7 +21,7 @@ __all__ = ["TEST_REGION", "TRAIN_REGIONS", "VERSION", "AerialScene", "UrbanSynth
 
 # (mean, std) of red, green, blue over render_scene(seed) for seeds 9_000_000 .. 9_000_199, that is, over all training
 # regions; frozen with VERSION 1.
-_MEAN, _STD = (0.494, 0.491, 0.434), (0.191, 0.168, 0.162)
+MEAN, STD = (0.494, 0.491, 0.434), (0.191, 0.168, 0.162)
 
 
 class UrbanSynthetic(PngSource):
@@ -57,5 +57,5 @@ class UrbanSynthetic(PngSource):
             raise UserError(f"urban_synthetic: size={size} must be >= 64, seed={seed} and the numbers of tiles >= 0")
         named, counts = class_set(classes), {"train": train, "val": val, "test": test}
         job = PngJob(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
-        spec = DataSpec(f"{classes}_synthetic@{VERSION}", ("red", "green", "blue"), named.classes, _MEAN, _STD)
+        spec = DataSpec(f"{classes}_synthetic@{VERSION}", ("red", "green", "blue"), named.classes, MEAN, STD)
         super().__init__(job, spec, write=write_tile, workers=workers, labels=named.labels)

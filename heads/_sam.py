@@ -3,7 +3,7 @@
 Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, MaskPrompts, UserError
+from vfmadapt.heads._checkpoint import copy_strictly, read_checkpoint
 from vfmadapt.heads._resize import resolve_layers
 
 MASK_CHANNELS = 16  # of the convolutions that read a mask prompt ...
@@ -116,33 +117,11 @@ def load_official(head: nn.Module, path: str | Path, *, fresh: Sequence[str] = (
     Raises:
         UserError: no such file, not such a checkpoint, or a tensor that is missing, left over or of another shape.
     """
-    found = {_own_name(k): v for k, v in _read(Path(path).expanduser()).items() if k.startswith(_OWN)}
+    found = {_own_name(k): v for k, v in read_checkpoint(path).items() if k.startswith(_OWN)}
     wanted = head.state_dict()
     own, state = ({k: v for k, v in s.items() if not k.startswith(tuple(fresh))} for s in (wanted, found))
-    for key in sorted(own.keys() | state.keys()):
-        if key not in state or key not in own:
-            reason = f"{key} is {'missing' if key in own else 'left over'}"
-        elif own[key].shape != state[key].shape:
-            reason = f"{key} is {tuple(state[key].shape)}, needed {tuple(own[key].shape)}"
-        else:
-            continue
-        raise UserError(f"head.weights={path} does not fit: {reason}; give a checkpoint of SAM (sam_vit_*.pth)")
-    head.load_state_dict(state, strict=not fresh)
+    copy_strictly(own, state, path, "a checkpoint of SAM (sam_vit_*.pth)")
 
 
 def _own_name(key: str) -> str:
     return key.removeprefix("image_encoder.")
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"head.weights={path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # corrupt, or pickled code
-        raise UserError(f"head.weights={path} cannot be read: {' '.join(str(error).split())[:160]}") from error
-    return state

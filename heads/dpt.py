@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, Features, Head, UserError
+from vfmadapt.heads._depth_anything import load_depth_anything
 from vfmadapt.heads._layers import LayerNorm2d
 from vfmadapt.heads._pyramid import LEVELS, default_layers
 from vfmadapt.heads._resize import resolve_layers
@@ -36,9 +37,12 @@ class DPTHead(Head):
             last serves several maps.
         stages: channels of the four maps; by default 1/8, 1/4, 1/2 and all of the trunk's, or a hierarchy's own.
         width: channels of the fusion (published: 64, 128, 256 for ViT-S, -B, -L).
+        weights: a checkpoint of Depth Anything, the file that backbone.weights names; its values are inverse depths
+            up to scale and shift. Version 2 reads the blocks that are the default (of ViT-L 4, 11, 17 and 23), version
+            1 the last four.
 
     Raises:
-        UserError: no such block, more than four blocks, or another number of stages.
+        UserError: no such block, more than four blocks, another number of stages, or weights that do not fit.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class DPTHead(Head):
         layers: Sequence[int] | None = None,
         stages: Sequence[int] | None = None,
         width: int = 128,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         self.layers = resolve_layers(spec, default_layers(spec) if layers is None else tuple(layers))
@@ -71,14 +76,21 @@ class DPTHead(Head):
         self.values = nn.Sequential(
             nn.Conv2d(max(width // 2, 1), LAST_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(LAST_WIDTH, num_classes, 1)
         )
+        if weights is not None:
+            load_depth_anything(self, weights)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Features of `layers` -> logits or values (B, K, H, W)."""
+        return self.full(self.fused(features)[-1], features, size)
+
+    def full(self, finest: Tensor, features: Features, size: tuple[int, int]) -> Tensor:
+        """The finest of the fused maps -> logits or values (B, K, H, W)."""
         height, width = features.grids[0].shape[2:]
         stride = features.strides[0]
-        fused = self.shrink(self.fused(features)[-1])
-        full = F.interpolate(fused, (height * stride, width * stride), mode="bilinear", align_corners=True)
-        values: Tensor = self.values(full)
+        grown = F.interpolate(
+            self.shrink(finest), (height * stride, width * stride), mode="bilinear", align_corners=True
+        )
+        values: Tensor = self.values(grown)
         return values[..., : size[0], : size[1]]
 
     def fused(self, features: Features) -> list[Tensor]:

@@ -51,7 +51,7 @@ def make_features(spec, layers, size, batch=2, sites=()):
         prompts[site.index] = site.fn(prompts.get(site.index - 1)).expand(batch, -1, -1)
     prefix, strides = tuple(g.new_zeros(batch, 0, 1) for g in grids), tuple(spec.strides[i] for i in layers)
     image = torch.randn(batch, spec.bands, *size, generator=g)
-    return Features(grids, prefix, tuple(layers), strides, prompts, image)
+    return Features(grids, prefix, tuple(layers), strides, prompts, image=image)
 
 
 SPECS = {
@@ -71,9 +71,11 @@ def test_every_head_gives_logits_of_the_images_size(name, family, size):
     spec = SPECS[family]
     head = make_head(name, spec, num_classes=5)
     assert all(0 <= i < spec.depth for i in head.layers)
-    supervised = head.supervised(make_features(spec, head.layers, size, sites=head.sites(())), size)
+    features = make_features(spec, head.layers, size, sites=head.sites(()))
+    supervised = head.supervised(features, size)
     assert all(logits.shape == (2, 5, *size) for logits in supervised)
-    sum(logits.square().mean() for logits in supervised).backward()
+    others = head.outputs(features, size).values() if name == "multitask" else ()
+    sum(logits.square().mean() for logits in (*supervised, *others)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad)
 
 

@@ -49,6 +49,7 @@ def test_trained_copies_are_counted_apart() -> None:
         (["adapter=mosa", "adapter.experts=4", "adapter.share=down"], "vit_base", 3_005_184),
         (["adapter=bit_lora", "adapter.dim=1"], "vit_base", 36_864),
         (["adapter=pego"], "vit_base", 589_824),
+        (["adapter=dv_lora"], "vit_base", 1_344_096),
     ],
 )
 def test_published_counts(adapter: list[str], backbone: str, trained: int) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vfmadapt._streams import Parting
 from vfmadapt.contracts import (
     AfterBlock,
     Instead,
@@ -24,6 +25,7 @@ from vfmadapt.contracts import (
     Place,
     Prompts,
     Site,
+    Streams,
 )
 from vfmadapt.errors import UserError
 from vfmadapt.kernels.grouped_lora import grouped_lora
@@ -44,6 +46,8 @@ class Pass:
     residuals: dict[int, Tensor] = field(default_factory=dict)  # by block: the stream before its second norm
     prompts: dict[Key, Tensor] = field(default_factory=dict)  # by adapter and block: what became of its prompts
     windows: dict[Key, tuple[int, int]] = field(default_factory=dict)  # by site: the grid that its attention is given
+    parted: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # by adapter, role and block: see Parting
+    streams: dict[Key, Tensor] = field(default_factory=dict)  # by task and block: its grid (B, C, h, w)
     losses: list[Tensor] = field(default_factory=list)
 
 
@@ -94,7 +98,10 @@ class Hooks:
             if isinstance(site, ParallelMLP) and site.index not in captured:
                 captured.add(site.index)
                 self._before(self.backbone.place("norm2", site.index).module, partial(self._capture, name, site.index))
-            if isinstance(site, AfterBlock | ParallelMLP | Prompts):
+            if isinstance(site, Streams):
+                parting = Parting(site, partial(self._on, (name, number)), self.backbone, name)
+                self._handles += parting.attach()
+            elif isinstance(site, AfterBlock | ParallelMLP | Prompts):
                 self._at_block((name, number), site)
             else:
                 self._at_layer((name, number), site)

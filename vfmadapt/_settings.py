@@ -21,6 +21,7 @@ _NULL_DEFAULT: dict[str, Any] = {
     "early_stop": int,
     "ejection_fraction": str | int,
     "evaluate": str,
+    "focal": float,
     "foreground": list[str],
     "index": int,
     "input": str,
@@ -40,9 +41,11 @@ _NULL_DEFAULT: dict[str, Any] = {
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {
+    "augment.flips": bool | Literal["mirror"],
     "batch": int | Literal["auto"],
     "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],
+    "png_scale": float,
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,
 }

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable
 
-from vfmadapt.contracts import OnImage, OnWeight, Owned, Prompts, Site
+from vfmadapt.contracts import OnImage, OnWeight, Owned, Prompts, Site, Streams
 from vfmadapt.errors import UserError
 
 
 def check_batchable(name: str, sites: Iterable[Site]) -> None:
-    """Raises UserError unless the adapter leaves weights and sequence length alone, so that it can act on some rows."""
+    """Raises UserError unless the adapter leaves weights, sequence and batch alone, so that it can act on some rows."""
     for site in sites:
-        if isinstance(site, Owned | OnWeight | Prompts):
-            what = "changes the sequence's length" if isinstance(site, Prompts) else "changes the frozen weights"
+        if isinstance(site, Owned | OnWeight | Prompts | Streams):
+            what = "changes the frozen weights"
+            if not isinstance(site, Owned | OnWeight):
+                what = f"changes the {'sequence' if isinstance(site, Prompts) else 'batch'}'s length"
             raise UserError(
                 f"adapter {name} {what}, so it cannot share a batch with others: run it by itself with use()"
             )

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vfmadapt._sites import first_block
 from vfmadapt._state import load_state
-from vfmadapt.contracts import DataSpec, Head, Owned
+from vfmadapt.contracts import DataSpec, Features, Head, Owned
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.model import AdaptedModel, normalise
+from vfmadapt.model import AdaptedModel, in_units, normalise
 
 
 class Bank(nn.Module):
@@ -60,10 +60,8 @@ class Bank(nn.Module):
     def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
         """Image (B, C, H, W) in sensor units -> logits (B, K, H, W) of the model in use."""
         self.use(self.current)
-        head = self._head(self.current)
-        features = self.backbone(self._normalise(self.current, image, valid), head.layers)
-        logits: Tensor = head(features, (image.shape[-2], image.shape[-1]))
-        return logits
+        features = self.backbone(self._normalise(self.current, image, valid), self._head(self.current).layers)
+        return self._answer(self.current, features, image)
 
     @torch.no_grad()
     def each(self, image: Tensor, names: Iterable[str] | None = None, valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -83,8 +81,7 @@ class Bank(nn.Module):
             inside = self._normalise(together[0], image, valid)
             groups = [self.adapters[name] for name in together]
             for name, features in zip(together, self.backbone.each(inside, layers, groups), strict=True):
-                head = self._head(name)
-                found[name] = head(features.only(head.layers), (image.shape[-2], image.shape[-1]))
+                found[name] = self._answer(name, features.only(self._head(name).layers), image)
         return {name: found[name] for name in chosen}
 
     @torch.no_grad()
@@ -106,9 +103,9 @@ class Bank(nn.Module):
         found: dict[int, Tensor] = {}
         place = 0
         for name, group in groupby(order, key=lambda i: names[i]):
-            samples, head = list(group), self._head(name)
-            mine = features.rows(place, place + len(samples)).only(head.layers)
-            logits = head(mine, (image.shape[-2], image.shape[-1]))
+            samples = list(group)
+            mine = features.rows(place, place + len(samples)).only(self._head(name).layers)
+            logits = self._answer(name, mine, image)
             found |= dict(zip(samples, logits, strict=True))
             place += len(samples)
         return [found[i] for i in range(len(names))]
@@ -154,6 +151,10 @@ class Bank(nn.Module):
 
     def _normalise(self, name: str, image: Tensor, valid: Tensor | None) -> Tensor:
         return normalise(image, valid, self.get_buffer(f"mean_{name}"), self.get_buffer(f"std_{name}"))
+
+    def _answer(self, name: str, features: Features, image: Tensor) -> Tensor:
+        """A model's logits or values (B, K, H, W) from its head's features of images (B, C, H, W)."""
+        return in_units(self._head(name)(features, (image.shape[-2], image.shape[-1])), self.specs[name].values)
 
     def _head(self, name: str) -> Head:
         head = self.heads[name]

@@ -22,6 +22,8 @@ _BINS = 2048  # of brightness, for the search of a threshold
 def main(cfg: "DictConfig") -> dict[str, Any]:
     """Shares of the classes and the scores of the baselines, and of a model where `adapter_file` names one.
 
+    Of data with values what `vfmadapt.check_values.check_values` gives; models of these are for the tool `evaluate`.
+
     Raises:
         UserError: the split is empty, or a foreground class is unknown.
     """
@@ -30,6 +32,14 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source = data_source(cfg)
     source.prepare()
     rng = np.random.default_rng(cfg.seed)
+    if source.spec.values:
+        from vfmadapt.check_values import check_values
+
+        found = check_values(source, cfg.split, (cfg.fit_pixels, cfg.score_pixels), rng)
+        log.info("%(data)s, %(value)s in %(unit)s, scored on %(split)s", found)
+        log.info("  best constant                    RMSE %.3f", found["constant"])
+        log.info("  gradient boosting per pixel      RMSE %.3f", found["per_pixel"])
+        return found
     result = check(source, cfg.split, cfg.foreground, (cfg.fit_pixels, cfg.score_pixels), rng)
     if cfg.adapter_file:
         result["model"] = score_model(cfg.adapter_file, source, cfg.split, result["foreground"], cfg.device)

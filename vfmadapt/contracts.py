@@ -61,8 +61,9 @@ class Features:
     `grids[i]`: (B, dims[layers[i]], h, w) with h = ceil(H / stride); `prefix[i]`: (B, P, C), P may be 0;
     `strides[i]`: pixels per cell. Where H or W is no multiple of the stride the image was padded at the bottom and
     right, so a head upsamples by the stride and crops to the image's size. `prompts[i]`: what block i made of the
-    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`). `image`: the normalised image (B, bands,
-    H, W), for what a patch does not keep; a bare backbone's features have none.
+    prompts (B, n, C) that the head itself put into the blocks (`Head.sites`). `streams[task, i]`: the grid that block i
+    made for one task alone (`Streams`). `image`: the normalised image (B, bands, H, W), for what a patch does not keep;
+    a bare backbone's features have none.
     """
 
     grids: tuple[Tensor, ...]
@@ -70,7 +71,13 @@ class Features:
     layers: tuple[int, ...]
     strides: tuple[int, ...]
     prompts: Mapping[int, Tensor] = field(default_factory=dict)
+    streams: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
     image: Tensor | None = None
+
+    def of(self, task: str) -> "Features":
+        """The same with the grids of a task's own streams where there are such."""
+        own = zip(self.layers, self.grids, strict=True)
+        return replace(self, grids=tuple(self.streams.get((task, layer), grid) for layer, grid in own))
 
     def only(self, layers: Sequence[int]) -> "Features":
         """Some of the layers, in the order asked."""
@@ -90,6 +97,7 @@ class Features:
             grids=tuple(grid[first:last] for grid in self.grids),
             prefix=tuple(prefix[first:last] for prefix in self.prefix),
             prompts={index: prompts[first:last] for index, prompts in self.prompts.items()},
+            streams={key: grid[first:last] for key, grid in self.streams.items()},
             image=None if self.image is None else self.image[first:last],
         )
 
@@ -259,6 +267,20 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Features of block `index` for each of T `tasks`, beside the shared ones that alone go on to the next block.
+
+    The streams part behind the attention, which all share. At "proj", "fc1" and "fc2" the frozen layer works on the
+    shared stream only; `fns[role]` maps the inputs of all streams (1 + T, ..., in), the shared one first, to what each
+    adds to that (1 + T, ..., out). Norms, activations and skips act on each stream as they do in the frozen block.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    fns: Mapping[str, TokenFn]
+
+
+@dataclass(frozen=True)
 class OnImage:
     """context <- fn(image), the normalised image (B, bands, H, W), once per forward; for the adapter's other sites."""
 
@@ -272,7 +294,9 @@ class Owned:
     tensors: Mapping[str, nn.Parameter]
 
 
-Site = AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | OnImage | Owned
+Site = (
+    AfterBlock | ParallelMLP | OnLinear | OnInput | OnOutput | OnWeight | Instead | Prompts | Streams | OnImage | Owned
+)
 
 
 class Merger(Protocol):
@@ -507,10 +531,18 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class ValueSpec:
-    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one)."""
+    """A continuous value of each pixel, such as canopy height: its name and its unit ("" without one).
+
+    `mean` and `std` of the value, or of its logarithm where `log` (it is then above 0): heads learn it in these units.
+    `inverse`: it is an inverse depth, such as a disparity.
+    """
 
     name: str
     unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+    log: bool = False
+    inverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -558,6 +590,54 @@ class Sample(TypedDict):
     crs: NotRequired[str | None]
     transform: NotRequired[tuple[float, ...] | None]
     spacing: NotRequired[tuple[float | None, float | None, float | None]]
+
+
+class ValueSample(TypedDict):
+    """One image with values of its pixels.
+
+    `image`, `valid`, `id`, `bands`, `crs`, `transform`: as in `Sample`; `values`: float32 (K, H, W), in the order and
+    the units of the data's `ValueSpec`s, NaN where unknown.
+    """
+
+    image: Tensor
+    values: Tensor
+    valid: Tensor
+    id: str
+    bands: tuple[str, ...]
+    crs: NotRequired[str | None]
+    transform: NotRequired[tuple[float, ...] | None]
+
+
+class DepthSample(TypedDict):
+    """One image with depth.
+
+    `image`, `valid`, `id`, `bands`, `crs`, `transform`: as in `Sample`; `depth`: float32 (H, W) along the optical axis,
+    in the unit of the data's `ValueSpec`, NaN where unknown.
+    """
+
+    image: Tensor
+    depth: Tensor
+    valid: Tensor
+    id: str
+    bands: tuple[str, ...]
+    crs: NotRequired[str | None]
+    transform: NotRequired[tuple[float, ...] | None]
+
+
+class FrameTriple(TypedDict):
+    """A frame of a video and S others of the same scene.
+
+    `image`: float32 (C, H, W), 0..1; `sources`: (S, C, H, W), for instance the frames before and after; `depth`: (H, W)
+    of the image, NaN where unknown; `poses`: (S, 4, 4), which take points from the image's camera to each source's, in
+    the unit of the depth; `intrinsics`: (3, 3) in pixels, the centre of the first pixel being (0, 0).
+    """
+
+    image: Tensor
+    sources: Tensor
+    depth: Tensor
+    poses: Tensor
+    intrinsics: Tensor
+    id: str
 
 
 class ClipSample(TypedDict):
@@ -634,3 +714,35 @@ class DataSource(Protocol):
     def split(self, name: str) -> Samples:
         """The samples of "train", "val" or "test"."""
         ...
+
+
+@runtime_checkable
+class ValueSource(Protocol):
+    """An entry of conf/data whose samples hold values or depth instead of labels."""
+
+    @property
+    def values(self) -> tuple[ValueSpec, ...]:
+        """What the values are; known before `prepare`, unlike the statistics."""
+        ...
+
+    @property
+    def spec(self) -> DataSpec:
+        """Bands, values and statistics."""
+        ...
+
+    def prepare(self) -> None:
+        """Make sure that the files are there (generate or check); idempotent."""
+        ...
+
+    def split(self, name: str) -> "ValueSamples":
+        """The samples of "train", "val" or "test"."""
+        ...
+
+
+@runtime_checkable
+class ValueSamples(Protocol):
+    """One split of such a data set, without augmentation."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ValueSample | DepthSample: ...

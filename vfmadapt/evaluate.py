@@ -23,7 +23,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     """Measure the model in `cfg.adapter_file` on a split of `cfg.data`; keys: conf/evaluate.yaml.
 
     Returns:
-        What `SegmentationMetrics.compute` gives, "images", and "previews" (paths; with `cfg.output` only).
+        What `SegmentationMetrics.compute` gives, or for values what `vfmadapt.evaluate_values.measure_values` does,
+        "images", and "previews" (paths; with `cfg.output` only).
 
     Raises:
         UserError: no adapter file, or data whose bands or classes are not the model's.
@@ -33,6 +34,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
             "adapter_file= is missing; write evaluate adapter_file=FILE.safetensors data=geotiff_folder data.root=DIR"
         )
     from vfmadapt.checkpoint import load, read_header
+    from vfmadapt.depth_metrics import as_table as values_table
     from vfmadapt.metrics import as_table
 
     header = read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
@@ -43,21 +45,38 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     samples = source.split(cfg.split)
     if len(samples) == 0:
         raise UserError(f"{source.spec.name}: the {cfg.split} split holds no sample; choose another with split=")
-    result: dict[str, Any] = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
-    log.info("%s, %s split, %d images:\n%s", source.spec.name, cfg.split, len(samples), as_table(result))
+    if model.spec.values:
+        from vfmadapt.evaluate_values import measure_values
+
+        result = measure_values(model, samples, source.spec.values, align=cfg.align, side=cfg.window)
+        table = values_table(result)
+    else:
+        result = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
+        table = as_table(result)
+    log.info("%s, %s split, %d images:\n%s", source.spec.name, cfg.split, len(samples), table)
     result["images"] = len(samples)
     result["previews"] = []
     if cfg.output:
-        from vfmadapt.tasks.previews import evenly, write_previews
+        from vfmadapt.tasks.previews import evenly
 
         folder = Path(cfg.output)
-        pictures = write_previews(
-            model, samples, folder / "previews", indices=evenly(samples, cfg.previews), side=cfg.window
-        )
+        pictures = _draw(model, source.spec, samples, folder / "previews", evenly(samples, cfg.previews), cfg.window)
         result["previews"] = [str(p) for p in pictures]
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         log.info("metrics and previews: %s", folder)
     return result
+
+
+def _draw(
+    model: "AdaptedModel", data: "DataSpec", samples: Any, folder: Path, indices: list[int], side: int
+) -> list[Path]:
+    from vfmadapt.tasks.previews import write_previews
+    from vfmadapt.tasks.value_previews import write_value_previews
+
+    if not model.spec.values:
+        return write_previews(model, samples, folder, indices=indices, side=side)
+    inverse = data.values[0].inverse
+    return write_value_previews(model, samples, folder, indices=indices, side=side, truth_inverse=inverse)
 
 
 def as_trained(cfg: "DictConfig", data: Mapping[str, Any] | None) -> "DictConfig":
@@ -90,7 +109,7 @@ def measure(model: "AdaptedModel", samples: "Samples", *, side: int = 512, toler
 
 
 def check_fit(model: "DataSpec", data: "DataSpec") -> None:
-    """Raise UserError unless the data have the model's bands and classes, in its order."""
+    """Raise UserError unless the data have the model's bands and classes, or as many values, in its order."""
     if data.bands != model.bands:
         raise UserError(
             f"{data.name} has the bands {', '.join(data.bands)}; the model wants {', '.join(model.bands)}, "
@@ -101,3 +120,6 @@ def check_fit(model: "DataSpec", data: "DataSpec") -> None:
         raise UserError(
             f"{data.name} has the classes {', '.join(theirs)}; the model knows {', '.join(ours)}; set data.classes"
         )
+    if len(model.values) != len(data.values):
+        what, found = (", ".join(v.name for v in spec.values) or "classes" for spec in (model, data))
+        raise UserError(f"{data.name} has {found}, the model gives {what}; take data with the same")

@@ -90,7 +90,7 @@ class AdaptedBackbone(nn.Module):
             features: Features = self.backbone(image, layers)
         self._losses = [*state.losses]  # a copy: blocks that are computed again add theirs again
         of_head = {index: tokens for (name, index), tokens in state.prompts.items() if name not in self.adapters}
-        return replace(features, prompts=of_head, image=image)
+        return replace(features, prompts=of_head, streams=state.streams, image=image)
 
     @torch.no_grad()
     def each(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> list[Features]:

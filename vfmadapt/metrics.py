@@ -129,7 +129,7 @@ class SegmentationMetrics:
 
     def sync(self, device: torch.device | None = None) -> None:
         """Sum the counts over the processes of a distributed run; `device` is one that its backend can reduce on."""
-        _sync(self, ("confusion", "boundary", "course"), device)
+        sync_counts(self, ("confusion", "boundary", "course"), device)
 
     def compute(self) -> dict[str, Any]:
         """All counted so far: "miou", "accuracy", "mean_f1", "boundary_f1", "iou" and "f1" (both {class: value}).
@@ -195,7 +195,7 @@ class PromptMetrics:
 
     def sync(self, device: torch.device | None = None) -> None:
         """Sum over the processes of a distributed run; `device` is one that its backend can reduce on."""
-        _sync(self, ("sums", "objects"), device)
+        sync_counts(self, ("sums", "objects"), device)
 
     def compute(self) -> dict[str, Any]:
         """All counted so far: "box_iou", "point_iou", "clicks_iou", "iou" ({class: from a box}), "objects", "clicks".
@@ -213,7 +213,7 @@ class PromptMetrics:
         }
 
 
-def _sync(counts: Any, names: Sequence[str], device: torch.device | None) -> None:
+def sync_counts(counts: Any, names: Sequence[str], device: torch.device | None) -> None:
     """Sum tensors of these names over the processes of a distributed run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for name in names:

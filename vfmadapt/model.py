@@ -1,12 +1,12 @@
 """The whole model: normalisation, adapted backbone, head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vfmadapt._state import load_state
-from vfmadapt.contracts import DataSpec, Features, Head, Instances
+from vfmadapt.contracts import DataSpec, Features, Head, Instances, ValueSpec
 from vfmadapt.errors import UserError
 from vfmadapt.host import AdaptedBackbone
 
@@ -20,6 +20,14 @@ def normalise(image: Tensor, valid: Tensor | None, mean: Tensor, std: Tensor) ->
     if valid is not None:
         usable = usable & valid[:, None]
     return ((image - mean) / std).where(usable, 0)
+
+
+def in_units(found: Tensor, values: Sequence[ValueSpec]) -> Tensor:
+    """What a head gives (B, K, H, W) -> values in their units; logits, of which there are no `values`, as they are."""
+    if all((v.mean, v.std, v.log) == (0, 1, False) for v in values):
+        return found
+    parts = [v.mean + v.std * part.float() for v, part in zip(values, found.unbind(1), strict=True)]
+    return torch.stack([part.exp() if v.log else part for v, part in zip(values, parts, strict=True)], 1)
 
 
 class AdaptedModel(nn.Module):
@@ -48,12 +56,12 @@ class AdaptedModel(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Logits (B, K, H, W) of images (B, C, H, W) in sensor units.
+        """Logits, or values in their units, (B, K, H, W), of images (B, C, H, W) in sensor units.
 
         Pixels that are not valid (`valid`: bool (B, H, W)) or not finite count as the mean, so that they never spread.
         """
-        logits: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
-        return logits
+        found: Tensor = self.head(self.features(image, valid), (image.shape[-2], image.shape[-1]))
+        return in_units(found, self.spec.values)
 
     @torch.no_grad()
     def instances(self, image: Tensor, valid: Tensor | None = None) -> list[Instances]:

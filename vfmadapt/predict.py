@@ -30,7 +30,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
         "objects" (how many, of a model that answers prompts), "area_km2" (None without a projected CRS), "void" (pixels
         without data), "size" [height, width] and "seconds"; of several adapter files "maps", all that by name; of one
-        part of an array job, "blocks": how many were computed now; of a volume or video what `predict_clip` gives.
+        part of an array job, "blocks": how many were computed now; of a volume or video what `predict_clip` gives, or
+        `predict_value_clip`; "formats": paths of further files of values, by format.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -45,9 +46,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     from vfmadapt.frames.reading import is_clip
 
     if isinstance(cfg.input, str) and is_clip(Path(cfg.input).expanduser()):
-        from vfmadapt.predict_clip import predict_clip
-
-        return predict_clip(cfg)
+        return _clip(cfg)
     from vfmadapt.raster.io import raster_info
     from vfmadapt.raster.mosaic import one_raster
 
@@ -71,12 +70,25 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     return _mapped(cfg, model, source, output)
 
 
+def _clip(cfg: "DictConfig") -> dict[str, Any]:
+    from vfmadapt.checkpoint import data_spec, read_header
+    from vfmadapt.predict_clip import predict_clip
+    from vfmadapt.predict_values import predict_value_clip
+
+    data = read_header(cfg.adapter_file)["data"]
+    if data is not None and data.get("values"):
+        return predict_value_clip(cfg, data_spec(data))
+    return predict_clip(cfg)
+
+
 def _mapped(
     cfg: "DictConfig", model: "AdaptedModel | Bank | ObjectMapper", source: str, output: Path
 ) -> dict[str, Any]:
     from vfmadapt.bank import Bank
+    from vfmadapt.predict_values import check_formats
     from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
 
+    check_formats(cfg, getattr(model, "spec", None))
     given = plain(cfg)
     run: dict[str, Any] = {"restart": cfg.restart, "progress": True}
     if cfg.engine == "ray":  # which device, the cluster says
@@ -125,8 +137,11 @@ def _named(cfg: "DictConfig") -> dict[str, str] | None:
 
 
 def _shown(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> dict[str, Any]:
-    """Told, with a picture where asked for."""
-    return _told(result, _preview(cfg, source, spec, result) if cfg.preview else None)
+    """Told, with a picture and other formats where asked for."""
+    from vfmadapt.predict_values import write_formats
+
+    told = _told(result, _preview(cfg, source, spec, result) if cfg.preview else None)
+    return told | {"formats": write_formats(cfg, source, result.path, spec)}
 
 
 def _preview(cfg: "DictConfig", source: str, spec: "DataSpec", result: "PredictResult") -> Path:

@@ -107,7 +107,8 @@ def grids(model: AdaptedBackbone, image: Tensor) -> list[Tensor]:
 
 
 def loss(model: AdaptedBackbone, image: Tensor) -> Tensor:
-    """Something to minimise that depends on every feature, with the adapter's auxiliary losses."""
-    total = torch.stack([g.square().mean() + g.mean() for g in grids(model, image)]).sum()
+    """Something to minimise that depends on every feature, tasks' own included, with the adapter's auxiliary losses."""
+    features = model(image, [0, model.spec.depth - 1])
+    total = torch.stack([g.square().mean() + g.mean() for g in (*features.grids, *features.streams.values())]).sum()
     aux = model.aux_loss()
     return total if aux is None else total + aux

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vfmadapt._settings import check_arguments
 from vfmadapt.build import build_model, data_source, instantiate, plain
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from vfmadapt.model import AdaptedModel
     from vfmadapt.tasks.clips import TrackingData
     from vfmadapt.tasks.data import SegmentationData
+    from vfmadapt.tasks.scenes import SceneData
     from vfmadapt.tasks.training import AdapterTask
+
+    Loaders = SegmentationData | TrackingData | SceneData
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +36,13 @@ START_BATCHES = 8
 def main(cfg: "DictConfig") -> dict[str, Any]:
     """Train adapter and head, measure them on the test split, and write everything into the run folder.
 
-    The keys are those of conf/train.yaml. The weights kept are those of the epoch with the best mIoU on the val split.
+    The keys are those of conf/train.yaml. The weights kept are those of the epoch that is best on the val split, by
+    mIoU or what else the task is judged by.
 
     Returns:
         "miou", "iou", "f1", "mean_f1", "boundary_f1", "accuracy" and, where classes are lines, "completeness",
-        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`),
+        "correctness", "quality", "skeleton_recall" (test split; see `SegmentationMetrics`), of depth and other values
+        what `DepthMetrics` or `ValueMetrics` gives,
         "trainable" (parameters), "adapter_bytes", "train_seconds", "steps" and the paths "run", "adapter_file",
         "previews" (of several processes only the first writes, and gives the paths of, adapter file and previews).
 
@@ -62,7 +67,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
     task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
-    trainer = make_trainer(cfg, run)
+    trainer = make_trainer(cfg, run, monitor=task.monitor, better=task.better)
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
@@ -109,18 +114,24 @@ def checkpoint_to_resume(resume: bool | str | None, run: Path) -> Path | None:
     return path
 
 
-def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingData":
+def make_data(cfg: "DictConfig", source: Any) -> "Loaders":
     """Loaders and augmentation as `cfg.loader` and `cfg.augment` say; of clips where `cfg.loader` has `clip`.
 
     Raises:
         UserError: settings that they do not take; no window size.
     """
+    from vfmadapt.contracts import ValueSource
     from vfmadapt.tasks.augment import Augment
+    from vfmadapt.tasks.augment_values import ValueAugment
     from vfmadapt.tasks.data import SegmentationData
+    from vfmadapt.tasks.values import ValueData
 
     loader, changes = plain(cfg.loader), plain(cfg.augment)
     if "clip" in loader:
         return _make_clips(cfg, source, loader)
+    if "needs" in loader:
+        return _make_scenes(cfg, source, loader)
+    of_values = isinstance(source, ValueSource)
     if "crop" not in loader:
         raise UserError("loader.crop is missing; write loader.crop=128, the side of a training window in pixels")
     crop = {"crop": loader.pop("crop")}
@@ -130,8 +141,9 @@ def make_data(cfg: "DictConfig", source: Any) -> "SegmentationData | TrackingDat
         (SegmentationData, "loader", loader),
     ):
         check_arguments(made, name, settings)
-    augment = Augment(**crop, **changes)
-    return SegmentationData(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
+    augment = (ValueAugment if of_values else Augment)(**crop, **changes)
+    made_data = ValueData if of_values else SegmentationData
+    return made_data(source, augment=augment, shots=cfg.data.get("shots"), seed=cfg.seed, **loader)
 
 
 def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "TrackingData":
@@ -144,8 +156,19 @@ def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Trac
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
-def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
+def _make_scenes(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "SceneData":
+    """Loaders over samples with depth and the like; they come whole."""
+    from vfmadapt.tasks.scenes import SceneData
+
+    settings = {k: v for k, v in loader.items() if k != "crop"}
+    check_arguments(SceneData, "loader", settings)
+    return SceneData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
+
+
+def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> "Trainer":
     """Lightning's trainer with the settings `cfg.trainer`, CSV and TensorBoard logs, checkpoints and a progress bar.
+
+    The best epoch is that of the greatest or least val metric `monitor`, as `better` says.
 
     Raises:
         UserError: settings that it refuses.
@@ -162,7 +185,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
             **settings,
             default_root_dir=run,
             logger=logs,
-            callbacks=_callbacks(cfg, run),
+            callbacks=_callbacks(cfg, run, {"monitor": f"val/{monitor}", "mode": better}),
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours takes each process's share itself
@@ -171,7 +194,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
+def _callbacks(cfg: "DictConfig", run: Path, judged: dict[str, Any]) -> list["Callback"]:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     from vfmadapt.tasks.progress import ProgressBar
@@ -181,11 +204,11 @@ def _callbacks(cfg: "DictConfig", run: Path) -> list["Callback"]:
     to: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
-        ModelCheckpoint(**to, filename="best", monitor="val/miou", mode="max"),
+        ModelCheckpoint(**to, filename="best", **judged),
         ModelCheckpoint(**to, filename="last", save_on_train_epoch_end=True),
     ]
     if cfg.early_stop is not None:
-        callbacks.append(EarlyStopping("val/miou", mode="max", patience=cfg.early_stop))
+        callbacks.append(EarlyStopping(patience=cfg.early_stop, **judged))
     return callbacks
 
 
@@ -198,7 +221,7 @@ def start_from_file(model: "AdaptedModel", path: str) -> None:
     model.load_adapter_state(state)
 
 
-def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData") -> None:
+def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "Loaders") -> None:
     """Show adapters whose start depends on data the first training batches, normalised.
 
     Before the trainer starts other processes, so that all of them see the same batches.
@@ -214,7 +237,7 @@ def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "Segmentation
     model.backbone.initialise([task.images(batch) for batch in tensors])
 
 
-def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "Loaders", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
@@ -232,7 +255,7 @@ def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | Track
             raise KeyboardInterrupt from None
 
 
-def measure(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData") -> dict[str, Any]:
+def measure(trainer: "Trainer", task: "AdapterTask", data: "Loaders") -> dict[str, Any]:
     """Metrics of the test split, also logged as a table."""
     with _quiet():
         trainer.test(task, datamodule=data, verbose=False)
@@ -249,9 +272,7 @@ def _load_best(trainer: "Trainer", task: "AdapterTask") -> None:
         task.model.load_adapter_state(checkpoint["state_dict"])
 
 
-def _write(
-    cfg: "DictConfig", task: "AdapterTask", data: "SegmentationData | TrackingData", run: Path
-) -> dict[str, Any]:
+def _write(cfg: "DictConfig", task: "AdapterTask", data: "Loaders", run: Path) -> dict[str, Any]:
     """Adapter file and previews of test images."""
     from vfmadapt.checkpoint import save
     from vfmadapt.tasks.previews import evenly

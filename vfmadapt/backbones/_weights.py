@@ -13,6 +13,8 @@ from vfmadapt.backbones._sam_weights import encoder_of
 from vfmadapt.contracts import UserError
 
 RGB = ("red", "green", "blue")
+_TRUNK = "pretrained."
+"""Beginning of the names of DINOv2's tensors in Depth Anything's checkpoints."""
 
 
 def widen_patch_embed(net: Net, bands: Sequence[str]) -> None:
@@ -67,13 +69,15 @@ def load_weights(net: Net, path: Path, name: str) -> None:
     """Load a file into a timm model.
 
     It must hold every tensor that features come from. Others (a classifier, SAM's decoder) are left over, but of an
-    image encoder of SAM or SAM2 all must be used.
+    image encoder of SAM or SAM2, and of the trunk of Depth Anything, all must be used.
     """
     from timm.models import load_state_dict
 
     try:
         state = load_state_dict(str(path), weights_only=True)
         encoder = encoder_of(state)
+        trunk = {k.removeprefix(_TRUNK): v for k, v in state.items() if k.startswith(_TRUNK)}
+        state = trunk or state
         convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
         if encoder is None and convert:
             state = convert(state, net)
@@ -87,8 +91,8 @@ def load_weights(net: Net, path: Path, name: str) -> None:
             f"backbone.weights={path} does not fit {name}: {len(missing)} of {len(net.state_dict())} tensors are "
             f"missing, first {missing[0]}"
         )
-    if encoder is not None and result.unexpected_keys:
+    if (whole := encoder or trunk) and result.unexpected_keys:
         raise UserError(
-            f"backbone.weights={path} does not fit {name}: {len(result.unexpected_keys)} of {len(encoder)} tensors are "
+            f"backbone.weights={path} does not fit {name}: {len(result.unexpected_keys)} of {len(whole)} tensors are "
             f"left over, first {result.unexpected_keys[0]}"
         )

@@ -4,10 +4,8 @@ Each replay attaches the adapter to a ViT of one block and looks at one layer of
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from vfmadapt.adapters._affine import AffineBottleneck
@@ -19,7 +17,7 @@ from vfmadapt.backbones.timm_vit import TimmBackbone
 from vfmadapt.check_golden import Golden
 from vfmadapt.contracts import Adapter
 from vfmadapt.host import AdaptedBackbone
-from vfmadapt.interop._vit import give, keep, vit
+from vfmadapt.interop._vit import through, vit
 from vfmadapt.testing import vit_spec
 
 
@@ -94,7 +92,7 @@ def replay_zeroi2v_stdha(golden: Golden) -> dict[str, Tensor]:
     adapter = LinearAdapters(frozen.spec, frames=settings["num_frames"], shift_div=settings["shift_div"])
     model = AdaptedBackbone(frozen, {"main": adapter})
     attention.requires_grad_(True)
-    y = _through(model, "attn", golden.inputs["x"].transpose(0, 1)).transpose(0, 1)
+    y = through(model, "attn", golden.inputs["x"].transpose(0, 1)).transpose(0, 1)
     golden.backward(y)
     return {"output/y": y, **_gradients(golden, ours)}
 
@@ -144,24 +142,9 @@ def _replay(
 ) -> dict[str, Tensor]:
     _fill(golden, ours)
     model = AdaptedBackbone(frozen, {"main": adapter})
-    y = _through(model, role, golden.inputs["x"])
+    y = through(model, role, golden.inputs["x"])
     golden.backward(y)
     merged = wrap_timm(model.merge()).place(role, 0).module
     kinds = ("weight", "bias")
     folded = {f"output/merged_{kind}": merged.get_parameter(kind) for kind in kinds}
     return {"output/y": y, **folded, **_gradients(golden, ours)}
-
-
-def _through(model: AdaptedBackbone, role: str, x: Tensor) -> Tensor:
-    """What the module of a role in block 0 gives for x (B, N, C), put in the place of its own input."""
-    kept: list[Tensor] = []
-    module = model.backbone.place(role, 0).module
-    handles = [
-        module.register_forward_pre_hook(partial(give, x), prepend=True),
-        module.register_forward_hook(partial(keep, kept)),
-    ]
-    patches = x.shape[1] - model.spec.prefix_tokens
-    model(torch.zeros(len(x), 3, 16, 16 * patches), [0])
-    for handle in handles:
-        handle.remove()
-    return kept[0]

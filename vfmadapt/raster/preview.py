@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vfmadapt.contracts import ClassSpec, ValueSpec
 from vfmadapt.files import atomic_path
+from vfmadapt.raster.colours import coloured, span_of, with_bar
 from vfmadapt.raster.io import open_raster
 from vfmadapt.raster.tiling import Area
 
@@ -125,7 +126,8 @@ def write_preview(
 ) -> Path:
     """Write a PNG: the raster on the left, its label map laid over it on the right, classes and shares beneath.
 
-    Of a map of values the first one is on the right, in grey; of a map of objects each in one of a few colours.
+    Of a map of values the first one is on the right, in colours with a scale bar; of a map of objects each in one of a
+    few colours.
 
     Args:
         source: the raster; read at no more than `max_side` pixels per side.
@@ -151,24 +153,19 @@ def write_preview(
         title, legend = f"{objects} objects", list[ClassSpec]()
         shown = overlay(picture, np.where(drawn > 0, drawn.astype(np.int64) % len(_OBJECTS), -1), _OBJECTS)
     elif values:
-        shown, legend = quicklook(drawn, known, [values[0].name]), _ends(drawn[0, known], values[0])
+        span = span_of(drawn[0, known])
+        title, shown, legend = values[0].name, coloured(drawn[0], known, span, void=VOID_COLOUR), list[ClassSpec]()
     else:
         shown = overlay(picture, drawn, classes)
         legend = [replace(c, name=f"{c.name} {100 * shares[c.name]:.1f} %") for c in classes]
     if not known.all():
         legend.append(ClassSpec("no data", VOID_COLOUR))
     sheet = panel([(Path(source).name, picture), (title, shown)], legend)
+    if values:
+        sheet = with_bar(sheet, span, values[0])
     with atomic_path(target) as temporary:
         sheet.save(temporary, format="PNG")
     return Path(target)
-
-
-def _ends(values: NDArray[np.float32], spec: ValueSpec) -> list[ClassSpec]:
-    """A legend of what is black and what is white."""
-    if not values.size:
-        return []
-    low, high = (f"{spec.name} {end:.3g} {spec.unit}".rstrip() for end in np.percentile(values, _STRETCH))
-    return [ClassSpec(low, (0, 0, 0)), ClassSpec(high, (255, 255, 255))]
 
 
 def _display_bands(bands: Sequence[str | None]) -> tuple[list[int], bool]:

@@ -6,7 +6,7 @@ sample id).
 
 import os
 import random
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,40 +36,58 @@ class Augment:
     Args:
         crop: side of the window given back, in pixels.
         scale: range of the magnification, drawn log-uniformly; (1, 1) for none.
-        flips: the eight orientations of the square; off where up is up.
+        flips: the eight orientations of the square; off where up is up, or "mirror": left and right alone.
         affine: share of samples that are also rotated by up to 15 degrees and sheared by up to 5.
         radiometric: 0 for none, 1 for the ranges above.
         display: share of samples turned into 8-bit pictures, 0..1.
     """
+
+    unknown: float = IGNORE_INDEX
+    """What stands for a pixel of which nothing is known."""
+    stored: type[np.generic] = np.uint8
+    """The type in which label maps are resampled."""
 
     def __init__(
         self,
         *,
         crop: int,
         scale: tuple[float, float] = (0.5, 2.0),
-        flips: bool = True,
+        flips: bool | Literal["mirror"] = True,
         affine: float = 0.2,
         radiometric: float = 1.0,
         display: float = 0.5,
     ) -> None:
         if (
-            crop < 1
+            flips not in (True, False, "mirror")
+            or crop < 1
             or not 0 < scale[0] <= scale[1]
             or not (0 <= affine <= 1 and 0 <= display <= 1 and radiometric >= 0)
         ):
             raise UserError(
-                f"augment: crop={crop} scale={[*scale]} affine={affine} radiometric={radiometric} display={display}; "
-                "crop >= 1, 0 < scale low <= high, affine and display in 0..1, radiometric >= 0"
+                f"augment: crop={crop} scale={[*scale]} flips={flips} affine={affine} radiometric={radiometric} "
+                f"display={display}; crop >= 1, 0 < scale low <= high, affine and display in 0..1, radiometric >= 0, "
+                "flips true, false or mirror"
             )
         self.crop, self.scale = crop, (float(scale[0]), float(scale[1]))
         self.radiometric, self.display = radiometric, display
-        self._geometry = _geometry(crop, flips=flips, affine=affine, blur=0.2 * min(radiometric, 1.0))
+        blur = 0.2 * min(radiometric, 1.0)
+        self._geometry = _geometry(crop, flips=flips, affine=affine, blur=blur, unknown=self.unknown)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Sample of any size -> augmented sample of `crop` x `crop` pixels; the given one is left as it was."""
-        image = sample["image"].numpy().transpose(1, 2, 0)
-        valid = sample["valid"].numpy()
-        image, valid, mask = self._window(image, valid, sample["mask"].numpy(), rng)
+        image, mask, valid = self._changed(sample, sample["mask"].numpy(), rng)
+        out = cast(Sample, {k: v for k, v in sample.items() if k not in ("crs", "transform")})
+        out["image"] = torch.from_numpy(image)
+        out["mask"] = torch.from_numpy(mask.astype(np.int64))
+        out["valid"] = torch.from_numpy(valid)
+        return out
+
+    def _changed(
+        self, sample: Any, mask: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[Floats, NDArray[Any], NDArray[np.bool_]]:
+        """Image (C, H, W), what is known of its pixels (H, W, ...), validity: a window of them, changed alike."""
+        image, valid = sample["image"].numpy().transpose(1, 2, 0), sample["valid"].numpy()
+        image, valid, mask = self._window(image, valid, mask, rng)
         image, valid, mask = self._transform(image, valid, mask, rng)
         shown = rng.random() < self.display
         if self.radiometric:
@@ -77,32 +95,32 @@ class Augment:
         if shown:
             image = to_display(image, valid, rng)
         image[:, ~valid] = 0
-        mask[~valid] = IGNORE_INDEX
-        out = cast(Sample, {k: v for k, v in sample.items() if k not in ("crs", "transform")})
-        out["image"] = torch.from_numpy(image)
-        out["mask"] = torch.from_numpy(mask.astype(np.int64))
-        out["valid"] = torch.from_numpy(valid)
-        return out
+        mask[~valid] = self.unknown
+        return image, mask, valid
+
+    def counted(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where something is known."""
+        return np.asarray(mask != IGNORE_INDEX)
 
     def _window(
         self, image: Floats, valid: NDArray[np.bool_], mask: NDArray[Any], rng: np.random.Generator
     ) -> tuple[Floats, NDArray[np.bool_], NDArray[Any]]:
         """A random square (H, W, C), whose side sets the scale; what a small image lacks is filled up as not valid."""
-        height, width = mask.shape
+        height, width = mask.shape[:2]
         side = round(self.crop / np.exp(rng.uniform(*np.log(self.scale))))
         side = max(1, min(side, max(min(height, width), self.crop)))
         for _ in range(TRIES):
             top, left = (int(rng.integers(max(n - side, 0) + 1)) for n in (height, width))
             at = (slice(top, top + side), slice(left, left + side))
-            if (mask[at] != IGNORE_INDEX).mean() >= COUNTED_SHARE:
+            if self.counted(mask[at]).mean() >= COUNTED_SHARE:
                 break
-        grow = [(0, side - n) for n in mask[at].shape]
+        grow = [(0, side - n) for n in mask[at].shape[:2]]
         if not any(after for _, after in grow):
             return image[at], valid[at], mask[at]
         return (
             np.pad(image[at], [*grow, (0, 0)]),
             np.pad(valid[at], grow),
-            np.pad(mask[at], grow, constant_values=IGNORE_INDEX),
+            np.pad(mask[at], [*grow, (0, 0)][: mask.ndim], constant_values=self.unknown),
         )
 
     def _transform(
@@ -112,7 +130,7 @@ class Augment:
         weight = valid[..., None].astype(np.float32)
         # one generator for all: Compose.set_random_seed would give each transform the same seed and so link their draws
         self._geometry.set_random_state(rng, random.Random(int(rng.integers(2**62))))
-        out = self._geometry(image=np.concatenate([image * weight, weight], -1), mask=mask.astype(np.uint8))
+        out = self._geometry(image=np.concatenate([image * weight, weight], -1), mask=mask.astype(self.stored))
         bands = np.ascontiguousarray(out["image"].transpose(2, 0, 1))
         image, weight = bands[:-1], bands[-1]
         valid = weight >= 0.5
@@ -121,15 +139,15 @@ class Augment:
         return image, valid, np.array(out["mask"])
 
 
-def _geometry(crop: int, *, flips: bool, affine: float, blur: float) -> Any:
+def _geometry(crop: int, *, flips: bool | str, affine: float, blur: float, unknown: float) -> Any:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network for a newer version
     import albumentations as albu
 
     steps: list[Any] = [albu.Resize(crop, crop, area_for_downscale="image")]
     if flips:
-        steps.append(albu.D4(p=1))
+        steps.append(albu.HorizontalFlip(p=0.5) if flips == "mirror" else albu.D4(p=1))
     if affine:
-        steps.append(albu.Affine(rotate=(-15, 15), shear=(-5, 5), fill=0, fill_mask=IGNORE_INDEX, p=affine))
+        steps.append(albu.Affine(rotate=(-15, 15), shear=(-5, 5), fill=0, fill_mask=unknown, p=affine))
     if blur:
         steps.append(albu.GaussianBlur(blur_limit=0, sigma_limit=(0.4, 1.2), p=blur))
     return albu.Compose(steps)

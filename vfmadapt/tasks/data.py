@@ -3,7 +3,7 @@
 Which samples come, in which order and how augmented, is a function of (seed, epoch, sample id) alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -112,6 +112,21 @@ class FewSamples:
         return self.samples[self.chosen[index]]
 
 
+def few(samples: Samples, shots: int, *, seed: int, name: str) -> FewSamples:
+    """The first `shots` training samples of data `name`, in an order that the seed draws.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if not 1 <= shots <= len(samples):
+        raise UserError(
+            f"data.shots={shots}: {name} has {len(samples)} training images; allowed are 1 to {len(samples)}, or null "
+            "for all"
+        )
+    order = np.random.default_rng([seed, _SHOTS]).permutation(len(samples))
+    return FewSamples(samples, tuple(int(i) for i in order[:shots]))
+
+
 class _Augmented(Dataset[Sample]):
     def __init__(self, samples: CachedSamples, augment: Augment, seed: int) -> None:
         self.samples, self.augment, self.seed = samples, augment, seed
@@ -128,7 +143,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 
 class SegmentationData(LightningDataModule):
-    """Train, val and test loaders over a data source.
+    """Train, val and test loaders over a data source; subclasses batch what other samples hold.
 
     Args:
         source: gives spec and splits; prepared by the caller.
@@ -143,6 +158,8 @@ class SegmentationData(LightningDataModule):
     Raises:
         UserError: a split without a sample, fewer training images than shots, or an impossible setting.
     """
+
+    collate: Callable[[list[Any]], dict[str, Any]] = staticmethod(collate)
 
     def __init__(
         self,
@@ -175,18 +192,10 @@ class SegmentationData(LightningDataModule):
                 raise UserError(
                     f"{self.source.spec.name}: the {split} split holds no sample; look at the folder and data.*"
                 )
-            chosen = self._few(samples) if split == "train" and self.shots is not None else samples
+            shots = self.shots if split == "train" else None
+            chosen = samples if shots is None else few(samples, shots, seed=self.seed, name=self.source.spec.name)
             self._splits[split] = CachedSamples(chosen, limit=self._limit)
         return self._splits[split]
-
-    def _few(self, samples: Samples) -> Samples:
-        if not 1 <= (self.shots or 0) <= len(samples):
-            raise UserError(
-                f"data.shots={self.shots}: {self.source.spec.name} has {len(samples)} training images; "
-                f"allowed are 1 to {len(samples)}, or null for all"
-            )
-        order = np.random.default_rng([self.seed, _SHOTS]).permutation(len(samples))
-        return FewSamples(samples, tuple(int(i) for i in order[: self.shots]))
 
     def class_pixels(self) -> list[int]:
         """Labelled pixels per class in (at most `WEIGHED_SAMPLES` of) the training split."""
@@ -231,7 +240,7 @@ class SegmentationData(LightningDataModule):
     def _loader(self, samples: Dataset[Sample], **settings: Any) -> DataLoader[Sample]:
         return DataLoader(
             samples,
-            collate_fn=collate,
+            collate_fn=self.collate,
             generator=torch.Generator().manual_seed(
                 self.seed
             ),  # or each start of the loader would draw from torch's own

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmadapt._state import load_state
 from vfmadapt.contracts import Samples
@@ -51,6 +51,11 @@ class AdapterTask(LightningModule):
         schedule: "cosine", "poly" or "constant".
     """
 
+    monitor: str = "miou"
+    """The metric of the val split that says which epoch is the best."""
+    better: Literal["max", "min"] = "max"
+    """Whether a greater or a smaller one is better."""
+
     def __init__(
         self, model: AdaptedModel, *, name: str, lr: float, weight_decay: float, warmup: float, schedule: Schedule
     ) -> None:
@@ -79,9 +84,13 @@ class AdapterTask(LightningModule):
         """The images of a batch, normalised, for adapters that start from data: (B, C, H, W)."""
         return normalise(batch["image"], batch["valid"], self.model.mean, self.model.std)
 
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser changes."""
+        return self.model.trainable_parameters()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trainable parameters, a learning rate per step."""
-        trained = self.model.trainable_parameters()
+        trained = self.trained()
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -99,7 +108,12 @@ class AdapterTask(LightningModule):
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def on_train_start(self) -> None:
-        """Remember where the count of optimiser steps stands."""
+        """Remember where the count of optimiser steps stands.
+
+        Adapters are built in evaluation mode, and Lightning leaves modes as they are: without the switch there would be
+        no dropout, noise or stage of training.
+        """
+        self.train()
         self._stepped = self.global_step
 
     def complete(self, loss: Tensor) -> Tensor:
