@@ -226,3 +226,27 @@ def test_nyu_labelled(tmp_path) -> None:
 def test_nyu_without_its_files_is_told(tmp_path) -> None:
     with pytest.raises(UserError, match="is not there"):
         NyuV2(path=str(tmp_path / "labeled.mat")).prepare()
+
+
+def test_a_real_stereo_pair(real_data) -> None:
+    from vfmadapt.depth_metrics import plane_fit
+
+    source = DepthFolder(
+        root=str(real_data / "stereo"),
+        images=".",
+        depths=".",
+        image_suffix="_left",
+        depth_suffix="_disparity",
+        inverse=True,
+        unit="px",
+        val_fraction=0.0,
+        test_fraction=1.0,
+    )
+    source.prepare()
+    sample = source.split("test")[0]
+    known = sample["depth"].isfinite()
+    assert sample["image"].shape[1:] == sample["depth"].shape == (500, 741)
+    assert 0.7 < known.float().mean() < 1
+    truth = sample["depth"].double()
+    errors = [(fit - truth)[known].square().mean().sqrt() for fit in (truth[known].mean(), plane_fit(truth, known))]
+    assert errors[1] < errors[0]

@@ -34,8 +34,6 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
             "adapter_file= is missing; write evaluate adapter_file=FILE.safetensors data=geotiff_folder data.root=DIR"
         )
     from vfmadapt.checkpoint import load, read_header
-    from vfmadapt.depth_metrics import as_table as values_table
-    from vfmadapt.metrics import as_table
 
     header = read_header(cfg.adapter_file)  # a wrong path fails before the data are prepared
     source = data_source(as_trained(cfg, header["data"]))
@@ -45,14 +43,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     samples = source.split(cfg.split)
     if len(samples) == 0:
         raise UserError(f"{source.spec.name}: the {cfg.split} split holds no sample; choose another with split=")
-    if model.spec.values:
-        from vfmadapt.evaluate_values import measure_values
-
-        result = measure_values(model, samples, source.spec.values, align=cfg.align, side=cfg.window)
-        table = values_table(result)
-    else:
-        result = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
-        table = as_table(result)
+    result, table = _measured(cfg, model, samples, source.spec)
     log.info("%s, %s split, %d images:\n%s", source.spec.name, cfg.split, len(samples), table)
     result["images"] = len(samples)
     result["previews"] = []
@@ -65,6 +56,19 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         log.info("metrics and previews: %s", folder)
     return result
+
+
+def _measured(cfg: "DictConfig", model: "AdaptedModel", samples: Any, data: "DataSpec") -> tuple[dict[str, Any], str]:
+    """The metrics, and the same as text."""
+    from vfmadapt.depth_metrics import as_table as values_table
+    from vfmadapt.evaluate_values import measure_values
+    from vfmadapt.metrics import as_table
+
+    if model.spec.values:
+        result = measure_values(model, samples, data.values, align=cfg.align, side=cfg.window)
+        return result, values_table(result)
+    result = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
+    return result, as_table(result)
 
 
 def _draw(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vfmadapt.contracts import ValueSpec
 from vfmadapt.depth_metrics import DepthMetrics, ValueMetrics, check_align, plane_fit
@@ -44,15 +45,20 @@ def measure_values(
         if inverse and not values[0].inverse:
             truth = 1 / truth
         errors.update(found, truth, known)
-        flat, fitted = truth.double().clone(), truth.double().clone()
-        for k in range(len(names)):
-            if known[0, k].any():
-                flat[0, k] = truth[0, k][known[0, k]].mean()
-                fitted[0, k] = plane_fit(truth[0, k], known[0, k])
-        constant.update(flat, truth, known)
-        plane.update(fitted, truth, known)
+        for counted, fitted in zip((constant, plane), _fitted(truth[0], known[0]), strict=True):
+            counted.update(fitted[None], truth, known)
     beside = {"constant_rmse": constant.compute()["rmse"], "plane_rmse": plane.compute()["rmse"]}
     result = errors.compute()
     if not of_depth:
         return result | beside
     return {**depth.compute(), "value_rmse": result["rmse"], **beside}
+
+
+def _fitted(truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The best constants and the best planes (K, H, W) of one image's values (K, H, W)."""
+    flat, planes = truth.double().clone(), truth.double().clone()
+    for k in range(len(truth)):
+        if known[k].any():
+            flat[k] = truth[k][known[k]].double().mean()
+            planes[k] = plane_fit(truth[k], known[k])
+    return flat, planes
