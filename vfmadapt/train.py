@@ -16,7 +16,7 @@ from vfmadapt.build import build_model, data_source, instantiate, plain
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, Trainer
     from omegaconf import DictConfig
 
     from vfmadapt.model import AdaptedModel
@@ -144,8 +144,10 @@ def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Trac
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
-def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
+def make_trainer(cfg: "DictConfig", run: Path, callbacks: "list[Callback] | None" = None) -> "Trainer":
     """Lightning's trainer with the settings `cfg.trainer`, CSV and TensorBoard logs, checkpoints and a progress bar.
+
+    `callbacks` in place of the last two, for a training that is not measured on a val split.
 
     Raises:
         UserError: settings that it refuses.
@@ -162,7 +164,7 @@ def make_trainer(cfg: "DictConfig", run: Path) -> "Trainer":
             **settings,
             default_root_dir=run,
             logger=logs,
-            callbacks=_callbacks(cfg, run),
+            callbacks=_callbacks(cfg, run) if callbacks is None else callbacks,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours takes each process's share itself
@@ -214,7 +216,7 @@ def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "Segmentation
     model.backbone.initialise([task.images(batch) for batch in tensors])
 
 
-def fit(trainer: "Trainer", task: "AdapterTask", data: "SegmentationData | TrackingData", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "LightningDataModule", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
