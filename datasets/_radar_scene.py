@@ -86,19 +86,19 @@ def _town(rng: np.random.Generator, size: Size) -> NDArray[np.bool_]:
 
 
 def _rough_water(rng: np.random.Generator, labels: NDArray[np.uint8]) -> Field:
-    """dB that wind adds to water: gusts of a strength that the scene has."""
+    """What wind adds to water, in dB: gusts of a strength that the scene has."""
     gusts = proc.power_noise(rng, labels.shape, 2.0, outer=90, anisotropy=3, angle=rng.uniform(0, np.pi))
     return np.asarray((labels == WATER) * (rng.uniform(0, 6) + 1.2 * gusts), dtype=np.float32)
 
 
 def _bright_walls(rng: np.random.Generator, labels: NDArray[np.uint8]) -> Field:
-    """dB of VV where walls and ground form corners that face the sensor: few pixels, very bright."""
+    """What VV gains, in dB, where walls and ground form corners that face the sensor: few pixels, very bright."""
     corner = (rng.random(labels.shape) < 0.06) & (labels == BUILT)
     return np.asarray(corner * rng.gamma(2.0, 4.0, labels.shape), dtype=np.float32)
 
 
 def _relief(rng: np.random.Generator, height: Field, labels: NDArray[np.uint8]) -> Field:
-    """dB by slope along the look direction, from one side or the other (ascending or descending); water is flat."""
+    """What slopes change, in dB, by their tilt to the sensor, which looks from one side or the other; water is flat."""
     slope = np.gradient(height, axis=1) * rng.choice((-1, 1)) * rng.uniform(0, 60)
     return np.asarray((labels != WATER) * np.clip(slope, -4, 6), dtype=np.float32)
 

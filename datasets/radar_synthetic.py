@@ -1,4 +1,4 @@
-"""`radar_synthetic`: procedural scenes as a C-band radar sees them, written as PNG tiles: VV, VH and their ratio as colours.
+"""`radar_synthetic`: procedural scenes as a C-band radar sees them, PNG tiles with VV, VH and their ratio as colours.
 
 A domain that `vfm_tiny@1` never saw. Open land, cropland in parcels, forest, water and towns, on relief that brightens
 one flank, under speckle. Levels overlap between classes and vary from scene to scene, so texture and shape must tell.

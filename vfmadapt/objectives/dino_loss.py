@@ -77,7 +77,7 @@ def koleo(features: Tensor) -> Tensor:
     """Minus the mean log distance of each of (n, C), n > 1, to its nearest neighbour on the unit sphere (KoLeo)."""
     unit = F.normalize(features.float(), dim=-1)
     with torch.no_grad():
-        nearest = (unit @ unit.mT).fill_diagonal_(-1).argmax(1)
+        nearest = (unit @ unit.mT).fill_diagonal_(-2).argmax(1)
     return -torch.log(F.pairwise_distance(unit, unit[nearest]) + 1e-8).mean()
 
 
