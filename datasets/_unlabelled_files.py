@@ -84,5 +84,5 @@ def read_frame(
 
 
 def fits(file: ImageFile, bands: Sequence[str]) -> bool:
-    """Whether a file can give these bands: all by name, as many, or the grey of several."""
+    """Whether a file can give these bands: all by name, or the grey of several."""
     return tuple(bands) in (file.bands, GREY) or (not file.clip and set(bands) <= set(file.bands))

@@ -96,13 +96,13 @@ class Unlabelled:
 
     def window(self, index: int, side: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A random square of file `index`, or of the next one that is whole; of a clip in a random frame."""
-        files = self._files
+        files, seed = self._files, int(draw.integers(2**63))
         for step in range(len(files)):
             file = files[(index + step) % len(files)]
             if file.path in self.skipped:
                 continue
             try:
-                image, valid = self._square(file, side, draw)
+                image, valid = self._square(file, side, np.random.default_rng([seed, step]))
             except UserError as error:
                 self._skip(file.path, str(error))
                 continue
@@ -125,10 +125,10 @@ class Unlabelled:
         found = [file for path in paths if (file := self._described(path)) is not None]
         if not found:
             raise UserError(
-                f"data.root={self.root}: none of its {len(paths)} files can be used: {self.skipped[paths[0]]}"
+                f"data.root={self.root}: none of its {len(paths)} files can be read: {self.skipped[paths[0]]}"
             )
         wanted = self._bands or found[0].bands
-        if other := next((f for f in found if not fits(f, wanted)), None):
+        if other := next((f for f in found if not (f.bands == wanted or (self._bands and fits(f, wanted)))), None):
             raise UserError(
                 f"{other.path} has the bands {', '.join(other.bands)}, wanted are {', '.join(wanted)} (data.bands, or "
                 f"those of {found[0].path.name}); name in data.bands what all files have, or [grey] to average colours"
