@@ -33,7 +33,7 @@ TINY = {
 def overrides(folder, output, *more, objective="mae", steps=4):
     return [
         "data=unlabelled", f"data.root={folder}", f"output={output}", "loader.batch_size=4", "loader.steps_per_epoch=2",
-        f"trainer.max_steps={steps}", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
+        f"epochs={steps // 2}", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1",
         "backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.pretrained=false", f"backbone.settings={NET}",
         "adapter.rank=4", *TINY[objective], *more,
     ]  # fmt: skip
@@ -187,6 +187,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(fold
         (["loader.batch_size=0"], "batch_size=0"),
         (["resume=true"], "there is no"),
         (["+backbone.train_patch_embed=true"], "train_patch_embed=true"),
+        (["trainer.max_steps=4"], "set epochs="),
         (["task.lr=-1"], "task.lr=-1"),
     ],
 )
@@ -272,7 +273,7 @@ def test_every_entry_composes(group):
 
 def test_the_recipe_of_vfm_tiny_trains(tmp_path):
     """The pictures and settings of conf/recipe/vfm_tiny.yaml, less of them."""
-    small = ["data.images=2", "data.workers=1", "objective.sizes=[32]", "loader.batch_size=2", "trainer.max_steps=1"]
+    small = ["data.images=2", "data.workers=1", "objective.sizes=[32]", "loader.batch_size=2", "epochs=1"]
     small += ["loader.steps_per_epoch=1", f"data.root={tmp_path / 'pool'}", f"output={tmp_path / 'run'}"]
     result = main(compose("pretrain", ["recipe=vfm_tiny", *small]))
     tensors = load_file(result["weights"])

@@ -37,6 +37,11 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         UserError: an impossible setting, no usable image, nothing to resume from, a loss that is not finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
     """
+    if cfg.trainer.max_steps != -1:
+        raise UserError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: set epochs= and loader.steps_per_epoch= instead; a run by "
+            "steps does not resume where an epoch ended"
+        )
     run = Path(cfg.output)
     resumed = checkpoint_to_resume(cfg.resume, run)
     source = unlabelled(cfg)

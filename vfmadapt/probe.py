@@ -30,23 +30,27 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     Raises:
         UserError: no checkpoint, task or seed, or what tools/train.py refuses.
     """
-    checkpoints, tasks = plain(cfg.checkpoints), plain(cfg.tasks)
-    if not checkpoints or not tasks or not cfg.seeds:
+    checkpoints, probes = plain(cfg.checkpoints), plain(cfg.probes)
+    if not checkpoints or not cfg.tasks or not cfg.seeds:
         raise UserError("checkpoints, tasks and seeds: give at least one of each")
+    if unknown := [task for task in cfg.tasks if task not in probes]:
+        raise UserError(f"tasks: there is no {unknown[0]} among probes, which has {', '.join(probes)}")
     path = Path(cfg.output) / "probe.csv"
     rows = _read(path)
-    for task, overrides in tasks.items():
-        metric = cfg.metric if isinstance(cfg.metric, str) else cfg.metric[task]
+    for task in cfg.tasks:
+        metric = cfg.metric if isinstance(cfg.metric, str) else cfg.metric.get(task)
+        if metric is None:
+            raise UserError(f"metric has no entry for {task}; give {{{task}: METRIC}}, or one metric for all")
         for checkpoint, weights in checkpoints.items():
             for seed in cfg.seeds:
-                wanted = _train_overrides(cfg, overrides, weights, seed)
+                wanted = _train_overrides(cfg, probes[task], weights, seed)
                 place = {"task": task, "checkpoint": checkpoint, "seed": str(seed), "settings": " ".join(wanted)}
                 if any(all(row[k] == v for k, v in place.items()) for row in rows):
                     continue
                 row = place | {"metric": metric, "weights": str(weights), "value": _probe(wanted, metric, cfg, place)}
                 rows = [r for r in rows if any(r[k] != place[k] for k in ("task", "checkpoint", "seed"))] + [row]
                 _write(path, rows)
-    table = summary(rows, list(checkpoints), list(tasks))
+    table = summary(rows, list(checkpoints), list(cfg.tasks))
     text = as_markdown(table)
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text)
@@ -57,8 +61,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
 def _train_overrides(cfg: "DictConfig", task: Sequence[str], weights: str | None, seed: int) -> list[str]:
     given = {None: [], "random": ["backbone.pretrained=false"]}.get(weights)
     if given is None:
-        given = [f"backbone.weights={str(weights).replace('{seed}', str(seed))}"]
-    return [*task, *cfg.train, *given, f"seed={seed}", f"data_root={cfg.data_root}"]
+        given = [f"backbone.weights={str(weights).replace('@', str(seed))}"]
+    return [*task, *cfg.train, f"trainer.max_steps={cfg.steps}", *given, f"seed={seed}", f"data_root={cfg.data_root}"]
 
 
 def _probe(overrides: Sequence[str], metric: str, cfg: "DictConfig", place: Mapping[str, str]) -> float:

@@ -110,6 +110,16 @@ class FeatureWatch(Callback):
         self._look(trainer, pl_module)
         self._warn(pl_module, trainer.global_step / trainer.estimated_stepping_batches)
         self._write_losses()
+        with atomic_path(self.folder / "curves.png") as temporary:
+            self._draw_curves(temporary)
+
+    def _look(self, trainer: Trainer, task: Any) -> None:
+        if self._squares is None:
+            self._squares = trainer.datamodule.squares(_IMAGES, self.side)  # type: ignore[attr-defined]
+        grids = _grids(task.model.backbone, self._squares.to(task.device))
+        rank = effective_rank(grids.flatten(0, 2))
+        self.ranks.append((trainer.global_step, rank))
+        picture = self._picture(grids)
         with atomic_path(self.folder / "features" / f"{trainer.global_step:06d}.png") as temporary:
             picture.save(temporary, "PNG")
         for logger in trainer.loggers:
