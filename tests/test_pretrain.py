@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vfmadapt.build import build_backbone, compose, names, plain
+from vfmadapt.build import build_backbone, compose, instantiate, names, plain
 from vfmadapt.datasets import pretrain_synthetic
 from vfmadapt.errors import UserError
+from vfmadapt.objectives.objective import Objective
 from vfmadapt.pretrain import backbone_of, main
-from vfmadapt.tasks.pretraining import PretrainingModel, PretrainingTask
+from vfmadapt.tasks.pretraining import PretrainingModel
 from vfmadapt.tasks.watch import FeatureWatch, effective_rank, principal_colours
 
 ROOT = Path(__file__).resolve().parents[1]
+RGB = ("red", "green", "blue")
 NET = "{embed_dim: 32, depth: 3, num_heads: 2, img_size: 32, patch_size: 8}"
 TINY = {
     "mae": ["objective=mae", "objective.sizes=[32,48]", "objective.dim=16", "objective.depth=1", "objective.heads=2"],
@@ -96,14 +98,14 @@ def test_the_weights_are_a_plain_checkpoint_for_other_tools(finished, folder, tm
     objective, run, _ = finished
     cfg = config(folder, tmp_path, objective=objective)
     plain_node = {**plain(cfg.backbone), "pretrained": None, "weights": str(run / "weights.safetensors")}
-    frozen = build_backbone(plain_node, {"_target_": "vfmadapt.adapters.frozen.Frozen"}, ("red", "green", "blue"))
-    trained = backbone_of(cfg, ("red", "green", "blue"))
+    frozen = build_backbone(plain_node, {"_target_": "vfmadapt.adapters.frozen.Frozen"}, RGB)
+    trained = backbone_of(cfg, RGB)
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     trained.load_adapter_state({k: v for k, v in state.items() if k.startswith("adapters.main.")})
     image = torch.randn(2, 3, 40, 24)
     with torch.no_grad():
         torch.testing.assert_close(frozen(image, [2]).grids[0], trained(image, [2]).grids[0], rtol=1e-4, atol=1e-5)
-        before = backbone_of(cfg, ("red", "green", "blue"))(image, [2]).grids[0]
+        before = backbone_of(cfg, RGB)(image, [2]).grids[0]
     assert (frozen(image, [2]).grids[0] - before).abs().max() > 1e-3
 
 
@@ -145,7 +147,7 @@ def test_bands_that_are_not_colours_leave_the_first_layer_alone(tmp_path, write_
     result = main(config(tmp_path / "in", tmp_path / "out", steps=2))
     saved = load_file(result["weights"])
     cfg = config(tmp_path / "in", tmp_path / "out")
-    start = backbone_of(cfg, ("red", "green", "blue")).backbone.net.state_dict()
+    start = backbone_of(cfg, RGB).backbone.net.state_dict()
     assert saved.keys() == start.keys()
     assert torch.equal(saved["patch_embed.proj.weight"], start["patch_embed.proj.weight"])
     assert not torch.equal(saved["blocks.2.mlp.fc1.weight"], start["blocks.2.mlp.fc1.weight"])
@@ -158,7 +160,7 @@ def test_the_methods_have_about_as_many_parameters():
     counts = {}
     for method in ("explora", "lora", "full"):
         cfg = compose("pretrain", [f"method={method}", "data.root=."])
-        made = backbone_of(cfg, ("red", "green", "blue"))
+        made = backbone_of(cfg, RGB)
         counts[method] = sum(p.numel() for p in made.trainable_parameters())
     assert counts["explora"] == 1_117_440
     assert abs(counts["lora"] / counts["explora"] - 1) < 0.001
@@ -222,27 +224,26 @@ def test_collapse_is_told(tmp_path, caplog):
     watch = FeatureWatch(tmp_path, side=32)
     watch.ranks, watch.steps = [(0, 40.0), (50, 5.0)], [{"step": 50}]
     with caplog.at_level(logging.WARNING):
-        watch._warn(None, 0.1)
+        watch._warn(Objective())
     assert "step 50: the features collapse, their rank fell from 40.0 to 5.0" in caplog.text
 
 
-@pytest.mark.parametrize(("entropy", "used", "message"), [(3.46, 30, "uniform"), (0.1, 1.01, "one prototype")])
+@pytest.mark.parametrize(
+    ("entropy", "used", "message"),
+    [(3.46, 30, "uniform"), (0.1, 1.01, "one prototype"), (1.5, 20, None)],  # of 32 prototypes: at most 3.47
+)
 def test_a_teacher_that_teaches_nothing_is_told(folder, tmp_path, caplog, entropy, used, message):
-    from vfmadapt.build import instantiate
-
     cfg = config(folder, tmp_path, objective="dinov2")
-    backbone = backbone_of(cfg, ("red", "green", "blue"))
-    task = PretrainingTask(
-        PretrainingModel(backbone, instantiate(cfg.objective, backbone, packages=("vfmadapt.objectives.",)))
-    )
+    objective = instantiate(cfg.objective, backbone_of(cfg, RGB), packages=("vfmadapt.objectives.",))
     watch = FeatureWatch(tmp_path, side=32)
     watch.ranks = [(0, 40.0), (50, 39.0)]
     watch.steps = [{"step": 50, "train/teacher_entropy": entropy, "train/prototypes_used": used}]
     with caplog.at_level(logging.WARNING):
-        watch._warn(task, 0.1)
+        watch._warn(objective)
         assert not caplog.text  # heads are random at first
-        watch._warn(task, 0.5)
-    assert message in caplog.text
+        objective.progress.fill_(0.5)
+        watch._warn(objective)
+    assert message in caplog.text if message else not caplog.text
 
 
 @pytest.mark.parametrize("objective", ["mae", pytest.param("dinov2", marks=pytest.mark.slow)])

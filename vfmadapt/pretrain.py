@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from vfmadapt.contracts import UnlabelledSource
     from vfmadapt.host import AdaptedBackbone
+    from vfmadapt.tasks.pretraining import PretrainingTask
+    from vfmadapt.tasks.unlabelled import UnlabelledData
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +39,15 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         UserError: an impossible setting, no usable image, nothing to resume from, a loss that is not finite.
         KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
     """
-    if cfg.trainer.max_steps != -1:
-        raise UserError(
-            f"trainer.max_steps={cfg.trainer.max_steps}: set epochs= and loader.steps_per_epoch= instead; a run by "
-            "steps does not resume where an epoch ended"
-        )
     run = Path(cfg.output)
     resumed = checkpoint_to_resume(cfg.resume, run)
     source = unlabelled(cfg)
-    import torch
-
-    from vfmadapt.tasks.pretraining import PretrainingModel
-    from vfmadapt.tasks.unlabelled import UnlabelledData
+    task, data = _task(cfg, source)
     from vfmadapt.tasks.watch import callbacks
 
-    for part in ("pytorch", "fabric"):  # devices and tips: our own lines say what matters
-        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
-    torch.manual_seed(cfg.seed)
-    backbone = backbone_of(cfg, source.spec.bands)
-    objective = instantiate(cfg.objective, backbone, packages=("vfmadapt.objectives.",))
-    source.require(objective.smallest)
-    task = instantiate(cfg.task, PretrainingModel(backbone, objective), packages=("vfmadapt.tasks.",))
-    check_arguments(UnlabelledData, "loader", plain(cfg.loader))
-    data = UnlabelledData(source, objective, seed=cfg.seed, **cfg.loader)
-    watching, watch = callbacks(run, side=objective.smallest)
+    watching, watch = callbacks(run, side=task.model.objective.smallest)
     trainer = make_trainer(cfg, run, watching)
+    backbone = task.model.backbone
     trainable = sum(p.numel() for p in backbone.trainable_parameters())
     log.info("%d of the backbone's parameters are trained on %d images; run folder %s", trainable, len(source), run)
     start = time.perf_counter()
@@ -79,6 +65,30 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         write_weights(exported(backbone, source.spec.bands), run / "weights.safetensors", cfg.dtype)
         (run / "pretrain.json").write_text(json.dumps({**result, "config": plain(cfg)}, indent=2) + "\n")
     return result
+
+
+def _task(cfg: "DictConfig", source: "UnlabelledSource") -> "tuple[PretrainingTask, UnlabelledData]":
+    """What is trained, and the loader of its samples."""
+    import torch
+
+    from vfmadapt.tasks.pretraining import PretrainingModel
+    from vfmadapt.tasks.unlabelled import UnlabelledData
+
+    if cfg.trainer.max_steps != -1:
+        raise UserError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: set epochs= and loader.steps_per_epoch= instead; a run by "
+            "steps does not resume where an epoch ended"
+        )
+    for part in ("pytorch", "fabric"):  # devices and tips: our own lines say what matters
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    torch.manual_seed(cfg.seed)
+    backbone = backbone_of(cfg, source.spec.bands)
+    objective = instantiate(cfg.objective, backbone, packages=("vfmadapt.objectives.",))
+    source.require(objective.smallest)
+    check_arguments(UnlabelledData, "loader", plain(cfg.loader))
+    data = UnlabelledData(source, objective, seed=cfg.seed, **cfg.loader)
+    task: PretrainingTask = instantiate(cfg.task, PretrainingModel(backbone, objective), packages=("vfmadapt.tasks.",))
+    return task, data
 
 
 def unlabelled(cfg: "DictConfig") -> "UnlabelledSource":

@@ -27,6 +27,8 @@ from vfmadapt.objectives.dino_loss import (
 from vfmadapt.objectives.objective import Objective
 from vfmadapt.objectives.views import blur, jitter, random_crop
 
+_SETTLED = 0.3  # share of the steps after which a teacher's answers say something; its heads start at random
+_UNIFORM = 0.98  # share of the greatest entropy above which they tell nothing
 _CROPS = 2  # large crops of an image: the teacher's one is the student's other one's target
 
 
@@ -83,7 +85,7 @@ class DinoV2(Objective):
         self.masked, self.mask_ratio, self.koleo_weight = masked, mask_ratio, koleo_weight
         self.momentum, self.temperatures, self.student_temperature = momentum, temperature, student_temperature
         self.temperature_warmup, self.freeze_last = temperature_warmup, freeze_last
-        self.smallest = max(large, small)
+        self.smallest, self.prototypes = max(large, small), prototypes
         self.window = math.ceil(max(large * large_scale[1], small * small_scale[1]))
         sizes = {"hidden": hidden, "bottleneck": bottleneck, "prototypes": prototypes}
         self.student = nn.ModuleDict({name: Projection(width, **sizes) for name in ("dino", "ibot")})
@@ -174,6 +176,16 @@ class DinoV2(Objective):
         if self.progress < self.freeze_last:
             for head in self.student.values():
                 cast(Projection, head).prototypes.grad = None
+
+    def collapse(self, figures: Mapping[str, float]) -> str | None:
+        """Whether the teacher's answers are uniform, or one for all; not asked of heads that are still random."""
+        if self.progress < _SETTLED:
+            return None
+        if figures["teacher_entropy"] > _UNIFORM * math.log(self.prototypes):
+            return "the teacher's answers are uniform and teach nothing; lower objective.temperature"
+        if figures["prototypes_used"] < 2:
+            return "one prototype takes all images; use objective.centring=sinkhorn_knopp"
+        return None
 
     @torch.no_grad()
     def after_step(self, backbone: AdaptedBackbone, step: int, total: int) -> None:

@@ -34,5 +34,9 @@ class Objective(nn.Module):
     def before_step(self) -> None:
         """Called when the gradients of a step are there."""
 
+    def collapse(self, figures: Mapping[str, float]) -> str | None:
+        """What the figures of a step say about a collapse, and what to do; None where all is well."""
+        return None
+
     def after_step(self, backbone: AdaptedBackbone, step: int, total: int) -> None:
         """Called after optimiser step `step` of `total`."""

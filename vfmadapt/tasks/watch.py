@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vfmadapt.files import atomic_path
 from vfmadapt.host import AdaptedBackbone
+from vfmadapt.objectives.objective import Objective
 from vfmadapt.raster.preview import panel, quicklook
 from vfmadapt.tasks.progress import ProgressBar
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 _IMAGES = 16  # whose features are looked at; of 128 pixels and patch 8 that is 4096 tokens
 _SHOWN = 4  # of them, in the pictures
 _LOST = 0.25  # share of the rank at the start below which features count as collapsed
-_SETTLED = 0.3  # share of the steps after which a teacher's answers say something; its heads start at random
-_UNIFORM = 0.98  # share of the greatest entropy above which the teacher's answers tell nothing
 
 
 def effective_rank(features: Tensor) -> float:
@@ -103,12 +102,12 @@ class FeatureWatch(Callback):
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
         self.steps.append({"step": trainer.global_step, **figures})
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Look at the features, draw the curves."""
         if not trainer.is_global_zero:
             return
         self._look(trainer, pl_module)
-        self._warn(pl_module, trainer.global_step / trainer.estimated_stepping_batches)
+        self._warn(pl_module.model.objective)
         self._write_losses()
         with atomic_path(self.folder / "curves.png") as temporary:
             self._draw_curves(temporary)
@@ -140,20 +139,12 @@ class FeatureWatch(Callback):
             columns.append(("image, features", np.concatenate([image, shown])))
         return panel(columns, ())
 
-    def _warn(self, task: Any, done: float) -> None:
-        step, rank = self.ranks[-1]
-        if rank < _LOST * self.ranks[0][1]:
-            log.warning(
-                "step %d: the features collapse, their rank fell from %.1f to %.1f", step, self.ranks[0][1], rank
-            )
-        last = self.steps[-1]
-        if "train/teacher_entropy" not in last or done < _SETTLED:
-            return
-        prototypes = len(task.model.objective.student["dino"].prototypes)
-        if last["train/teacher_entropy"] > _UNIFORM * np.log(prototypes):
-            log.warning("step %d: the teacher's answers are uniform and teach nothing; lower its temperature", step)
-        elif last["train/prototypes_used"] < 2:
-            log.warning("step %d: one prototype takes all images; use objective.centring=sinkhorn_knopp", step)
+    def _warn(self, objective: Objective) -> None:
+        (_, first), (step, rank) = self.ranks[0], self.ranks[-1]
+        if rank < _LOST * first:
+            log.warning("step %d: the features collapse, their rank fell from %.1f to %.1f", step, first, rank)
+        if told := objective.collapse({k.removeprefix("train/"): v for k, v in self.steps[-1].items()}):
+            log.warning("step %d: %s", step, told)
 
     def _write_losses(self) -> None:
         with atomic_path(self.folder / "losses.csv") as temporary, temporary.open("w", newline="") as file:
