@@ -190,6 +190,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(fold
         (["resume=true"], "there is no"),
         (["+backbone.train_patch_embed=true"], "train_patch_embed=true"),
         (["trainer.max_steps=4"], "set epochs="),
+        (["scratch=true"], "add method=full"),
         (["task.lr=-1"], "task.lr=-1"),
     ],
 )

@@ -97,11 +97,13 @@ def unlabelled(cfg: "DictConfig") -> "UnlabelledSource":
 
     if missing := [key for key in OmegaConf.missing_keys(cfg) if key.startswith("data.")]:
         raise UserError(f"{missing[0]} is missing; write {missing[0]}=FOLDER, or choose generated images with data=")
+    from vfmadapt.contracts import UnlabelledSource
+    from vfmadapt.tasks.unlabelled import WithoutLabels
+
     source: Any = data_source(cfg)
     source.prepare()
-    if hasattr(source, "window"):
-        return source  # type: ignore[no-any-return]
-    from vfmadapt.tasks.unlabelled import WithoutLabels
+    if isinstance(source, UnlabelledSource):
+        return source
 
     return WithoutLabels(source, cache_mb=cfg.cache_mb)
 
@@ -123,7 +125,10 @@ def backbone_of(cfg: "DictConfig", bands: tuple[str, ...]) -> "AdaptedBackbone":
     if cfg.scratch:
         start_from_scratch(frozen.exported(), seed=cfg.seed)
     made = adapter(config["adapter"], frozen)
-    if getattr(made, "role", None) == "all" and bands != _RGB:
+    everything = getattr(made, "role", None) == "all"
+    if cfg.scratch and not everything:
+        raise UserError("scratch=true starts from random weights, all of which must be trained; add method=full")
+    if everything and bands != _RGB:
         raise UserError(
             f"method=full trains the first layer for the bands {', '.join(bands)}, which no plain checkpoint holds; "
             "use method=explora or method=lora, which leave that layer, or give data.bands=[red,green,blue]"

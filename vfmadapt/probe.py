@@ -4,6 +4,7 @@ import csv
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,20 +38,15 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         raise UserError(f"tasks: there is no {unknown[0]} among probes, which has {', '.join(probes)}")
     path = Path(cfg.output) / "probe.csv"
     rows = _read(path)
-    for task in cfg.tasks:
-        metric = cfg.metric if isinstance(cfg.metric, str) else cfg.metric.get(task)
-        if metric is None:
-            raise UserError(f"metric has no entry for {task}; give {{{task}: METRIC}}, or one metric for all")
-        for checkpoint, weights in checkpoints.items():
-            for seed in cfg.seeds:
-                wanted = _train_overrides(cfg, probes[task], weights, seed)
-                place = {"task": task, "checkpoint": checkpoint, "seed": str(seed), "settings": " ".join(wanted)}
-                if any(all(row[k] == v for k, v in place.items()) for row in rows):
-                    continue
-                row = place | {"metric": metric, "weights": str(weights), "value": _probe(wanted, metric, cfg, place)}
-                rows = [r for r in rows if any(r[k] != place[k] for k in ("task", "checkpoint", "seed"))] + [row]
-                _write(path, rows)
-    table = summary(rows, list(checkpoints), list(cfg.tasks))
+    for task, (checkpoint, weights), seed in product(cfg.tasks, checkpoints.items(), cfg.seeds):
+        wanted, metric = _train_overrides(cfg, probes[task], weights, seed), _metric(cfg, task)
+        place = {"task": task, "checkpoint": checkpoint, "seed": str(seed), "settings": " ".join(wanted)}
+        if any(all(row[k] == v for k, v in place.items()) for row in rows):
+            continue
+        row = place | {"metric": metric, "weights": str(weights), "value": _probe(wanted, metric, cfg, place)}
+        rows = [r for r in rows if any(r[k] != place[k] for k in ("task", "checkpoint", "seed"))] + [row]
+        _write(path, rows)
+    table = summary([r for r in rows if int(r["seed"]) in cfg.seeds], list(checkpoints), list(cfg.tasks))
     text = as_markdown(table)
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text)
@@ -58,10 +54,17 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     return {"table": table, "csv": str(path)}
 
 
+def _metric(cfg: "DictConfig", task: str) -> str:
+    metric: str | None = cfg.metric if isinstance(cfg.metric, str) else cfg.metric.get(task)
+    if metric is None:
+        raise UserError(f"metric has no entry for {task}; give {{{task}: METRIC}}, or one metric for all")
+    return metric
+
+
 def _train_overrides(cfg: "DictConfig", task: Sequence[str], weights: str | None, seed: int) -> list[str]:
-    given = {None: [], "random": ["backbone.pretrained=false"]}.get(weights)
-    if given is None:
-        given = [f"backbone.weights={str(weights).replace('@', str(seed))}"]
+    given = [] if weights is None else [f"backbone.weights={weights.replace('@', str(seed))}"]
+    if weights == "random":
+        given = ["backbone.pretrained=false"]
     return [*task, *cfg.train, f"trainer.max_steps={cfg.steps}", *given, f"seed={seed}", f"data_root={cfg.data_root}"]
 
 
