@@ -17,8 +17,8 @@ from vfmadapt.raster.io import open_raster
 Square = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Values (C, s, s) in sensor units, valid (s, s)."""
 
-GREY = ("grey",)
-RGB = ("red", "green", "blue")
+GREY: tuple[str, ...] = ("grey",)
+RGB: tuple[str, ...] = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
