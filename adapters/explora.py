@@ -35,8 +35,8 @@ class ExPLoRA(Adapter):
 
     unmergeable = ""
     hint = (
-        "explora is made for continued pre-training on unlabelled images, the part of tools/pretrain.py "
-        "(masked-image modelling of the whole backbone so far); here it learns from labels"
+        "explora is made for continued pre-training on unlabelled images (tools/pretrain.py method=explora); here it "
+        "learns from labels"
     )
 
     def __init__(

@@ -6,10 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vfmadapt.errors import UserError
+
+if TYPE_CHECKING:  # processes that render do without torch
+    from torch import Tensor
+
+    from vfmadapt.contracts import DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +73,53 @@ def picture_pool(folder: str | Path, *, images: int = 3000, seed: int = 0, worke
         _render(part, images, seed * 1_000_000, workers)
         part.replace(path)
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+class PicturesSynthetic:
+    """The pool as a source without labels; values 0..1.
+
+    Args:
+        root: folder of the pool.
+        images: how many pictures.
+        seed: another seed, other pictures.
+        workers: processes that render them.
+    """
+
+    def __init__(self, *, root: str, images: int = 3000, seed: int = 0, workers: int = 2) -> None:
+        self._pool = partial(picture_pool, root, images=images, seed=seed, workers=workers)
+
+    @property
+    def spec(self) -> "DataSpec":
+        """Red, green and blue, and the mean and std that vfm_tiny takes for all of them."""
+        from vfmadapt.contracts import DataSpec
+
+        return DataSpec("pictures_synthetic", ("red", "green", "blue"), (), (0.3,) * 3, (0.2,) * 3)
+
+    def prepare(self) -> None:
+        """Render the pool where it is not there yet."""
+        _ = self._pictures
+
+    def require(self, side: int) -> None:
+        """Raise UserError unless pictures have that many pixels per side."""
+        if side > SIZE:
+            raise UserError(f"pictures have {SIZE} pixels per side, a crop {side}; make the objective's crops smaller")
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def window(self, index: int, side: int, draw: np.random.Generator) -> "tuple[Tensor, Tensor]":
+        """A random square of a picture, all of it valid."""
+        import torch
+
+        side = min(side, SIZE)
+        top, left = (int(i) for i in draw.integers(SIZE - side + 1, size=2))
+        square = self._pictures[index, top : top + side, left : left + side].transpose(2, 0, 1)
+        image = torch.from_numpy(np.divide(square, 255, dtype=np.float32))
+        return image, torch.ones(side, side, dtype=torch.bool)
+
+    @cached_property
+    def _pictures(self) -> Picture:
+        return self._pool()
 
 
 def _render(part: Path, images: int, first: int, workers: int) -> None:

@@ -36,6 +36,7 @@ ALLOWED = {
     "vfmadapt._sites": SEAMS,
     "vfmadapt._state": SEAMS,
     "vfmadapt.host": {*SEAMS, "vfmadapt.merging", "vfmadapt._hooks", "vfmadapt._sites", "vfmadapt._state"},
+    "vfmadapt.objectives": {*SEAMS, "vfmadapt.host", "vfmadapt.backbones.scratch"},
     "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt._state"},
 }
 # heavy library -> the only places that may import it

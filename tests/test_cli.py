@@ -107,8 +107,8 @@ WRONG = [
     ("check_data", "foreground=cloud", "a list", ""),
     ("check_data", "fit_pixels=0", "1 and more", ""),
     ("benchmark", "tokens=32", "each item a whole number", "tokens=[32,32]"),
-    ("pretrain", "decoder.mask_ratio=2", "0 to 1", ""),
-    ("pretrain", "minutes=abc", "a number", ""),
+    ("pretrain", "objective.mask_ratio=2", "0 to 1", ""),
+    ("pretrain", "cache_mb=abc", "a whole number", ""),
     ("quickstart", "scene.size=big", "each item a number", ""),
 ]
 

@@ -363,7 +363,7 @@ def test_training_begins_with_a_look_at_the_data_where_the_adapter_wants_one(nam
     cfg = compose("train", [*keys, "loader.crop=32", "loader.batch_size=2"])
     source = data_source(cfg)
     task = instantiate(cfg.task, build_model(cfg, source.spec), packages=("vfmadapt.tasks.",))
-    train.start_from_data(train.make_trainer(cfg, tmp_path), task, train.make_data(cfg, source))
+    train.start_from_data(train.make_trainer(cfg, tmp_path, []), task, train.make_data(cfg, source))
     rows = main_adapter(task.model.backbone).layers["0/qkv"].lora_A[NAME].weight
     assert torch.allclose(rows @ rows.T, torch.eye(8), atol=1e-3) == (name == "eva")  # principal directions
     assert train.run_folder(cfg).name == f"cloudseg-{name}"

@@ -1,4 +1,4 @@
-"""Masked-image modelling of a backbone: python tools/pretrain.py."""
+"""Continued pre-training on unlabelled images: python tools/pretrain.py."""
 
 import sys
 

@@ -25,7 +25,6 @@ _NULL_DEFAULT: dict[str, Any] = {
     "foreground": list[str],
     "index": int,
     "input": str,
-    "minutes": float,
     "of": int,
     "offset": float,
     "output": str,
@@ -46,6 +45,7 @@ _KINDS: dict[str, Any] = {
     "engine": Literal["local", "ray", "array", "merge"],
     "format": Literal["text", "json"],
     "png_scale": float,
+    "metric": str | dict[str, str],
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str,
 }
@@ -66,7 +66,6 @@ _RANGES = {
     "images": (1, _MANY),
     "lr": (0, _MANY),
     "mask_ratio": (0, 1),
-    "minutes": (0.01, _MANY),  # the share that is done is a part of it
     "predict_ratio": (0, 1),
     "previews": (0, _MANY),
     "score_pixels": (1, _MANY),

@@ -6,11 +6,14 @@ prefix tokens, K classes, N tokens.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
 
 from vfmadapt.errors import UserError as UserError
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 IGNORE_INDEX = 255
 """Label of a pixel that no loss and no metric counts."""
@@ -145,6 +148,26 @@ class Backbone(Protocol):
 
     def exported(self) -> nn.Module:
         """The library's own network inside, to be saved as a plain checkpoint."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blank:
+    """Patches that a network is not shown: where `patches` (bool (B, h, w)) is set, `token` (C,) is their embedding."""
+
+    patches: Tensor
+    token: Tensor
+
+
+@runtime_checkable
+class PatchBackbone(Backbone, Protocol):
+    """A backbone whose patches can be hidden from it, as learning without labels wants it."""
+
+    def tokens(self, image: Tensor, *, keep: Tensor | None = None, blank: Blank | None = None) -> Tensor:
+        """Normalised image (B, bands, H, W) -> normed tokens (B, P + N, C) after the last block, the prefix first.
+
+        `keep`: indices (B, N) of the patches, counted row by row, that are encoded; the others are left out.
+        """
         ...
 
 
@@ -696,6 +719,33 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class UnlabelledSource(Protocol):
+    """An entry of conf/data without labels: images of any size, of which windows are read in place."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """Bands and statistics; no classes."""
+        ...
+
+    def prepare(self) -> None:
+        """Make sure that the files are there (generate or check); idempotent."""
+        ...
+
+    def require(self, side: int) -> None:
+        """Leave out images with a shorter side than `side` pixels; raises UserError where none is left."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def window(self, index: int, side: int, draw: "Generator") -> tuple[Tensor, Tensor]:
+        """A random square of image `index`: float32 (C, s, s) in sensor units and its valid pixels, bool (s, s).
+
+        s is `side`, or the image's shorter side where that is less. The same generator gives the same square.
+        """
+        ...
 
 
 @runtime_checkable

@@ -16,10 +16,13 @@ from vfmadapt.contracts import (
     Adapter,
     Backbone,
     BackboneSpec,
+    Blank,
     Features,
     Head,
     OnImage,
+    OnLinear,
     Owned,
+    PatchBackbone,
     Prompts,
     Site,
 )
@@ -79,6 +82,25 @@ class AdaptedBackbone(nn.Module):
     def forward(self, image: Tensor, layers: Sequence[int]) -> Features:
         """Normalised image (B, bands, H, W) -> adapted features of the blocks `layers`."""
         return self._forward(image, layers, Pass(self.backbone.grid_size(*image.shape[-2:])))
+
+    def tokens(self, image: Tensor, *, keep: Tensor | None = None, blank: Blank | None = None) -> Tensor:
+        """Adapted tokens (B, P + N, C) of patches of which some are hidden, see `PatchBackbone`.
+
+        Raises:
+            UserError: the backbone cannot hide patches, or an adapter acts on the whole image or grid.
+        """
+        if not isinstance(self.backbone, PatchBackbone):
+            raise UserError(f"{self.spec.name} attends within windows, so patches cannot be hidden; take a plain ViT")
+        for name in self.active:
+            if not all(
+                isinstance(site, Owned) or (isinstance(site, OnLinear) and not site.spatial)
+                for site in self._sites[name]
+            ):
+                raise UserError(
+                    f"adapter {name} needs the whole grid, so patches cannot be hidden; take explora or full"
+                )
+        with self._hooks.running(Pass(self.backbone.grid_size(*image.shape[-2:]))):
+            return self.backbone.tokens(image, keep=keep, blank=blank)
 
     def _forward(self, image: Tensor, layers: Sequence[int], state: Pass) -> Features:
         with self._hooks.running(state):

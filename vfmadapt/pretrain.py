@@ -1,164 +1,162 @@
-"""Masked-image modelling of a backbone: resumable, on several processes, writing weights under timm's names."""
+"""The tool `pretrain`: a backbone goes on learning from unlabelled images; a plain timm checkpoint out."""
 
-import csv
 import json
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-
-from vfmadapt._mae import MaskedAutoencoder, draw_curve
-from vfmadapt._mae_trainer import Plan, Trainer, fit
 from vfmadapt._settings import check_arguments
-from vfmadapt.backbones._mae_encoder import MaskedViT, sincos_positions
-from vfmadapt.build import instantiate, plain
+from vfmadapt.build import TRAINED_COPIES, adapter, data_source, instantiate, plain
 from vfmadapt.errors import UserError
+from vfmadapt.train import checkpoint_to_resume, fit, make_trainer
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import nn
+
+    from vfmadapt.contracts import UnlabelledSource
+    from vfmadapt.host import AdaptedBackbone
+    from vfmadapt.tasks.pretraining import PretrainingTask
+    from vfmadapt.tasks.unlabelled import UnlabelledData
 
 log = logging.getLogger(__name__)
 
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write(part)
-    part.replace(path)
-
-
-def save_weights(encoder: MaskedViT, path: Path) -> None:
-    """Write an encoder's weights as fp16 safetensors under timm's names."""
-    from safetensors.torch import save_file
-
-    tensors = {name: value.detach().half().contiguous() for name, value in encoder.weights().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _atomically(path, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-
-
-def save_curve(history: list[tuple[int, float, float, int, float]], folder: Path) -> None:
-    """Write loss.csv (a row per step) and loss.png (median of 25 steps) into `folder`."""
-    with (folder / "loss.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", "lr", "images", "seconds"])
-        writer.writerows((s, f"{x:.5f}", f"{r:.3e}", n, t) for s, x, r, n, t in history)
-    draw_curve([row[1] for row in history], folder / "loss.png")
-
-
-def build_trainer(cfg: "DictConfig") -> Trainer:
-    """Instantiate encoder, decoder and pool of a config; weights drawn from its seed."""
-    check_arguments(Plan, "plan", plain(cfg.plan))
-    check_arguments(MaskedAutoencoder, "decoder", plain(cfg.decoder))
-    plan = Plan(**{**cfg.plan, "sizes": tuple(cfg.plan.sizes)}, seed=cfg.seed, steps=cfg.steps, minutes=cfg.minutes)
-    if cfg.objective != "mae":
-        raise UserError(f"objective={cfg.objective}: only mae is known")
-    if cfg.decoder.dim < 1 or cfg.decoder.dim % 4 or cfg.decoder.dim % cfg.decoder.heads:
-        raise UserError(
-            f"decoder.dim={cfg.decoder.dim} decoder.heads={cfg.decoder.heads}: dim is a multiple of 4 and of heads"
-        )
-    pool = instantiate(cfg.pool, packages=("vfmadapt.datasets.",))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        model = MaskedAutoencoder(MaskedViT(instantiate(cfg.net)), **cfg.decoder)
-    if not plan.sizes or (wrong := [s for s in plan.sizes if s % model.patch or s < 1]):
-        which = f"{wrong[0]} is no multiple" if plan.sizes else "give some multiples"
-        raise UserError(f"plan.sizes={list(plan.sizes)}: {which} of the patch ({model.patch})")
-    if not 1 <= cfg.workers <= plan.shards:
-        raise UserError(f"workers={cfg.workers}: 1 to {plan.shards} (plan.shards) processes can share the work")
-    return Trainer(model, pool, plan, cache(lambda cells: sincos_positions(cells, cells, model.dim)))
-
-
-def _resume(trainer: Trainer, checkpoint: Path) -> None:
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["seed"] != trainer.plan.seed:
-            raise UserError(
-                f"seed={trainer.plan.seed}: {checkpoint} is of seed {state['seed']}; give that seed or another output="
-            )
-        trainer.load(state)
-        log.info("continuing %s at step %d", checkpoint, trainer.step)
-
-
-def _join(cfg: "DictConfig", rank: int) -> None:
-    """Enter the process group; each process computes on one thread: they meet once a step, threads at every product."""
-    torch.set_num_threads(1)
-    where = f"file://{Path(cfg.output).resolve()}/.group"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=cfg.workers)
-
-
-@contextmanager
-def _group(cfg: "DictConfig") -> Iterator[None]:
-    """Share the work with `cfg.workers` - 1 further processes (plain ones: why, says datasets/_tiles.py)."""
-    from omegaconf import OmegaConf
-
-    (Path(cfg.output) / ".group").unlink(missing_ok=True)
-    code = "import sys; from vfmadapt.pretrain import work; work(sys.stdin.read())"
-    settings, threads = OmegaConf.to_container(cfg, resolve=True), torch.get_num_threads()
-    started = []
-    for rank in range(1, cfg.workers):
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps([settings, rank]))
-        process.stdin.close()
-        started.append(process)
-    try:
-        if started:
-            _join(cfg, 0)
-        yield
-        if started:
-            dist.destroy_process_group()
-    except BaseException:
-        for process in started:
-            process.terminate()
-        raise
-    finally:
-        torch.set_num_threads(threads)
-        (Path(cfg.output) / ".group").unlink(missing_ok=True)
-
-
-def work(text: str) -> None:
-    """Be a further process of the group (`text`: JSON [config, rank]): same steps, other shards, nothing written."""
-    from omegaconf import OmegaConf
-
-    settings, rank = json.loads(text)
-    cfg = OmegaConf.create(settings)
-    _join(cfg, rank)
-    trainer = build_trainer(cfg)
-    _resume(trainer, Path(cfg.output) / "last.pt")
-    fit(trainer)
-    dist.destroy_process_group()
+_RGB = ("red", "green", "blue")
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
-    """Pretrain, or continue the run that lies in `cfg.output`, with `cfg.workers` processes.
+    """Train the adapter of `cfg.adapter` by `cfg.objective` on images without labels, merge it, write the weights.
+
+    The keys are those of conf/pretrain.yaml.
 
     Returns:
-        weights (path), steps, images, seconds, loss (mean of the last 50 steps), first_loss (of the first 50),
-        parameters.
+        "weights" (path, for `backbone.weights=`), "trainable" (parameters of the backbone that were trained), "steps",
+        "seconds", "first_loss" and "loss" (means of the first and the last 50 steps), "first_rank" and "rank" (of the
+        features), "skipped" (files left out) and "run". Of several processes only the first writes.
+
+    Raises:
+        UserError: an impossible setting, no usable image, nothing to resume from, a loss that is not finite.
+        KeyboardInterrupt: Ctrl-C; the checkpoint of the last whole epoch is kept.
     """
-    folder = Path(cfg.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(cfg)  # renders the pool before other processes want it
-    checkpoint, weights = folder / "last.pt", folder / "weights.safetensors"
-    _resume(trainer, checkpoint)
+    run = Path(cfg.output)
+    resumed = checkpoint_to_resume(cfg.resume, run)
+    source = unlabelled(cfg)
+    task, data = _task(cfg, source)
+    from vfmadapt.tasks.watch import callbacks
 
-    def save() -> None:
-        _atomically(checkpoint, lambda part: torch.save(trainer.state(), part))
-        save_weights(trainer.model.encoder, weights)
-        save_curve(trainer.history, folder)
+    watching, watch = callbacks(run, side=task.model.objective.smallest)
+    trainer = make_trainer(cfg, run, watching)
+    backbone = task.model.backbone
+    trainable = sum(p.numel() for p in backbone.trainable_parameters())
+    log.info("%d of the backbone's parameters are trained on %d images; run folder %s", trainable, len(source), run)
+    start = time.perf_counter()
+    fit(trainer, task, data, resumed)
+    result = {
+        "weights": str(run / "weights.safetensors"),
+        "trainable": trainable,
+        "steps": trainer.global_step,
+        "seconds": round(time.perf_counter() - start, 1),
+        "skipped": len(getattr(source, "skipped", ())),
+        "run": str(run),
+    }
+    if trainer.is_global_zero:
+        result |= watch.summary()
+        write_weights(exported(backbone, source.spec.bands), run / "weights.safetensors", cfg.dtype)
+        (run / "pretrain.json").write_text(json.dumps({**result, "config": plain(cfg)}, indent=2) + "\n")
+    return result
 
-    with _group(cfg):
-        fit(trainer, save)
-    losses = [row[1] for row in trainer.history]
-    return {
-        "weights": str(weights), "steps": trainer.step, "images": trainer.images, "seconds": round(trainer.seconds, 1),
-        "loss": sum(losses[-50:]) / len(losses[-50:]), "first_loss": sum(losses[:50]) / len(losses[:50]),
-        "parameters": sum(value.numel() for value in trainer.model.encoder.weights().values()),
-    }  # fmt: skip
+
+def _task(cfg: "DictConfig", source: "UnlabelledSource") -> "tuple[PretrainingTask, UnlabelledData]":
+    """What is trained, and the loader of its samples."""
+    import torch
+
+    from vfmadapt.tasks.pretraining import PretrainingModel
+    from vfmadapt.tasks.unlabelled import UnlabelledData
+
+    if cfg.trainer.max_steps != -1:
+        raise UserError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: set epochs= and loader.steps_per_epoch= instead; a run by "
+            "steps does not resume where an epoch ended"
+        )
+    for part in ("pytorch", "fabric"):  # devices and tips: our own lines say what matters
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    torch.manual_seed(cfg.seed)
+    backbone = backbone_of(cfg, source.spec.bands)
+    objective = instantiate(cfg.objective, backbone, packages=("vfmadapt.objectives.",))
+    source.require(objective.smallest)
+    check_arguments(UnlabelledData, "loader", plain(cfg.loader))
+    data = UnlabelledData(source, objective, seed=cfg.seed, **cfg.loader)
+    task: PretrainingTask = instantiate(cfg.task, PretrainingModel(backbone, objective), packages=("vfmadapt.tasks.",))
+    return task, data
+
+
+def unlabelled(cfg: "DictConfig") -> "UnlabelledSource":
+    """The images that `cfg.data` describes, prepared; of a labelled data set those that train."""
+    from omegaconf import OmegaConf
+
+    if missing := [key for key in OmegaConf.missing_keys(cfg) if key.startswith("data.")]:
+        raise UserError(f"{missing[0]} is missing; write {missing[0]}=FOLDER, or choose generated images with data=")
+    from vfmadapt.contracts import UnlabelledSource
+    from vfmadapt.tasks.unlabelled import WithoutLabels
+
+    source: Any = data_source(cfg)
+    source.prepare()
+    if isinstance(source, UnlabelledSource):
+        return source
+
+    return WithoutLabels(source, cache_mb=cfg.cache_mb)
+
+
+def backbone_of(cfg: "DictConfig", bands: tuple[str, ...]) -> "AdaptedBackbone":
+    """The backbone with what is trained in it.
+
+    Raises:
+        UserError: the first layer would be trained for bands other than red, green and blue, so that no plain
+            checkpoint could hold it; a trained first layer beside the method.
+    """
+    from vfmadapt.backbones.scratch import start_from_scratch
+    from vfmadapt.host import AdaptedBackbone
+
+    config = {"backbone": plain(cfg.backbone), "adapter": plain(cfg.adapter)}
+    if wrong := [key for key in TRAINED_COPIES if config["backbone"].pop(key, None)]:
+        raise UserError(f"backbone.{wrong[0]}=true is for tools/train.py; here method= says what is trained")
+    frozen = instantiate(config["backbone"], bands=bands)
+    if cfg.scratch:
+        start_from_scratch(frozen.exported(), seed=cfg.seed)
+    made = adapter(config["adapter"], frozen)
+    everything = getattr(made, "role", None) == "all"
+    if cfg.scratch and not everything:
+        raise UserError("scratch=true starts from random weights, all of which must be trained; add method=full")
+    if everything and bands != _RGB:
+        raise UserError(
+            f"method=full trains the first layer for the bands {', '.join(bands)}, which no plain checkpoint holds; "
+            "use method=explora or method=lora, which leave that layer, or give data.bands=[red,green,blue]"
+        )
+    return AdaptedBackbone(frozen, {"main": made}, config=config)
+
+
+def exported(backbone: "AdaptedBackbone", bands: tuple[str, ...]) -> "nn.Module":
+    """The merged network; for `bands` other than red, green and blue with the first layer that was widened for them.
+
+    Such a layer was not trained, and widening it again gives what training had.
+    """
+    merged: Any = backbone.merge()
+    if bands != _RGB:
+        merged.patch_embed = instantiate(backbone.config["backbone"], bands=_RGB).exported().patch_embed
+    network: nn.Module = merged
+    return network
+
+
+def write_weights(net: "nn.Module", path: Path, dtype: str) -> None:
+    """Write a network's weights under its own names; `dtype`: float32 or float16."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vfmadapt.files import atomic_path
+
+    kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
+    tensors = {name: value.detach().cpu().to(kind).contiguous() for name, value in net.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    log.info("weights: %s (%.1f MB), for backbone.weights=", path, path.stat().st_size / 1e6)

@@ -16,7 +16,7 @@ from vfmadapt.build import build_model, data_source, instantiate, plain
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Callback, LightningDataModule, Trainer
     from omegaconf import DictConfig
 
     from vfmadapt.model import AdaptedModel
@@ -67,7 +67,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
     task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
-    trainer = make_trainer(cfg, run, monitor=task.monitor, better=task.better)
+    trainer = make_trainer(cfg, run, _callbacks(cfg, run, monitor=task.monitor, better=task.better))
     trainable = sum(p.numel() for p in model.trainable_parameters())
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     log.info("%s: %d trainable parameters on %d frozen ones; run folder %s", task.name, trainable, frozen, run)
@@ -165,10 +165,8 @@ def _make_scenes(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Sce
     return SceneData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 
 
-def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> "Trainer":
-    """Lightning's trainer with the settings `cfg.trainer`, CSV and TensorBoard logs, checkpoints and a progress bar.
-
-    The best epoch is that of the greatest or least val metric `monitor`, as `better` says.
+def make_trainer(cfg: "DictConfig", run: Path, callbacks: "list[Callback]") -> "Trainer":
+    """Lightning's trainer with the settings `cfg.trainer`, these callbacks, CSV and TensorBoard logs.
 
     Raises:
         UserError: settings that it refuses.
@@ -185,7 +183,7 @@ def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal[
             **settings,
             default_root_dir=run,
             logger=logs,
-            callbacks=_callbacks(cfg, run, {"monitor": f"val/{monitor}", "mode": better}),
+            callbacks=callbacks,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours takes each process's share itself
@@ -194,13 +192,15 @@ def make_trainer(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal[
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def _callbacks(cfg: "DictConfig", run: Path, judged: dict[str, Any]) -> list["Callback"]:
+def _callbacks(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> list["Callback"]:
+    """A progress bar, and checkpoints of the last epoch and of that with the best val metric."""
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     from vfmadapt.tasks.progress import ProgressBar
 
     if cfg.trainer.get("fast_dev_run"):
         return [ProgressBar()]
+    judged: dict[str, Any] = {"monitor": f"val/{monitor}", "mode": better}
     to: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
     callbacks: list[Callback] = [
         ProgressBar(),
@@ -237,7 +237,7 @@ def start_from_data(trainer: "Trainer", task: "AdapterTask", data: "Loaders") ->
     model.backbone.initialise([task.images(batch) for batch in tensors])
 
 
-def fit(trainer: "Trainer", task: "AdapterTask", data: "Loaders", resumed: Path | None) -> None:
+def fit(trainer: "Trainer", task: "AdapterTask", data: "LightningDataModule", resumed: Path | None) -> None:
     """Train to the end, from the checkpoint `resumed` if given, of which only plain values and tensors are read."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():

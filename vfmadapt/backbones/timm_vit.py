@@ -14,7 +14,7 @@ from torch import Tensor
 from vfmadapt.backbones._frozen import FrozenNet
 from vfmadapt.backbones._roles import Net, rotary_attention, unbypass
 from vfmadapt.backbones._weights import RGB
-from vfmadapt.contracts import Features, UserError
+from vfmadapt.contracts import Blank, Features, UserError
 
 POSITIONS_KEPT = 16
 """Grid sizes whose resized position embeddings are kept; a raster uses one, mixed image folders a few."""
@@ -72,10 +72,8 @@ class TimmBackbone(FrozenNet):
         Un-normalised, but for the last block's where `final_norm` is set.
         """
         self._check_image(image)
-        height, width = image.shape[-2:]
-        grid = self.grid_size(height, width)
-        pad = (0, grid[1] * self._patch - width, 0, grid[0] * self._patch - height)
-        tokens, rope = self._embed(F.pad(image, pad, mode="replicate") if any(pad) else image, grid)
+        grid = self.grid_size(image.shape[-2], image.shape[-1])
+        tokens, rope = self._embed(image, grid)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         for index, block in enumerate(self.net.blocks[: max(layers) + 1]):
             tokens = self._run(block, tokens, {} if rope is None else {"rope": rope})
@@ -84,10 +82,30 @@ class TimmBackbone(FrozenNet):
                 kept[index] = self.split(self.net.norm(tokens) if normed else tokens, grid)
         return self._features(layers, kept)
 
-    def _embed(self, image: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def tokens(self, image: Tensor, *, keep: Tensor | None = None, blank: Blank | None = None) -> Tensor:
+        """Normalised image -> normed tokens (B, P + N, C) after the last block; see `PatchBackbone`."""
+        self._check_image(image)
+        grid, prefix = self.grid_size(image.shape[-2], image.shape[-1]), self.spec.prefix_tokens
+        tokens, rope = self._embed(image, grid, blank)
+        if keep is not None:
+            first = torch.arange(prefix, device=keep.device).expand(len(keep), -1)
+            chosen = torch.cat([first, keep + prefix], dim=1)
+            tokens = tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+            rope = None if rope is None else rope[keep].unsqueeze(1)  # one table per image, the same for all heads
+        for block in self.net.blocks:
+            tokens = self._run(block, tokens, {} if rope is None else {"rope": rope})
+        normed: Tensor = self.net.norm(tokens)
+        return normed
+
+    def _embed(self, image: Tensor, grid: tuple[int, int], blank: Blank | None = None) -> tuple[Tensor, Tensor | None]:
         """Patches, class and register tokens and position embeddings -> tokens (B, P + h*w, C) and the rotary table."""
         net = self.net
-        tokens = net.patch_embed(image).flatten(1, 2)  # (B, h, w, C) -> (B, N, C)
+        height, width = image.shape[-2:]
+        pad = (0, grid[1] * self._patch - width, 0, grid[0] * self._patch - height)
+        tokens = net.patch_embed(F.pad(image, pad, mode="replicate") if any(pad) else image)  # (B, h, w, C)
+        if blank is not None:
+            tokens = torch.where(blank.patches.unsqueeze(-1), blank.token.to(tokens.dtype), tokens)
+        tokens = tokens.flatten(1, 2)
         position, rope = self._position(grid, tokens)
         extra = [t.expand(len(tokens), -1, -1) for t in (net.cls_token, net.reg_token) if t is not None]
         if position is not None and net.no_embed_class:

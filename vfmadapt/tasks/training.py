@@ -49,6 +49,7 @@ class AdapterTask(LightningModule):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        betas: of AdamW.
     """
 
     monitor: str = "miou"
@@ -57,7 +58,15 @@ class AdapterTask(LightningModule):
     """Whether a greater or a smaller one is better."""
 
     def __init__(
-        self, model: AdaptedModel, *, name: str, lr: float, weight_decay: float, warmup: float, schedule: Schedule
+        self,
+        model: AdaptedModel,
+        *,
+        name: str,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        schedule: Schedule,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
         if lr <= 0 or not 0 <= warmup < 1 or schedule not in ("cosine", "poly", "constant"):
@@ -67,7 +76,7 @@ class AdapterTask(LightningModule):
             )
         self.strict_loading = False  # checkpoints hold no frozen tensor; on_load_checkpoint checks the rest strictly
         self.model, self.name = model, name
-        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.lr, self.weight_decay, self.warmup, self.betas = lr, weight_decay, warmup, betas
         self.schedule: Schedule = schedule
         self.results: dict[str, dict[str, Any]] = {}
         self._stepped = 0
@@ -96,7 +105,7 @@ class AdapterTask(LightningModule):
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         total = self._total_steps()
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(step, total, warmup=self.warmup, schedule=self.schedule)
         )

@@ -1,0 +1,1 @@
+"""What is learnt from images without labels, one file per objective."""
