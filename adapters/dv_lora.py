@@ -28,7 +28,8 @@ class DVLoRA(Adapter):
 
     Not reproduced from the release (BeileiCui/EndoDAC): its optimiser is made of what the first stage trains, so that
     the vectors never change. Here it has all of them, and what a stage leaves alone gets no gradient at all, which for
-    torch's optimisers means that neither momentum nor weight decay moves it.
+    torch's optimisers means that neither momentum nor weight decay moves it. On several processes it therefore needs
+    trainer.strategy=ddp_find_unused_parameters_true.
 
     Args:
         spec: the backbone's; blocks may differ in width.

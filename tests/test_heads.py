@@ -34,7 +34,7 @@ def prompted(name):
 def make_head(name, spec, *, num_classes):
     if name == "mmseg":
         pytest.importorskip("mmseg")
-    node = OmegaConf.load(ROOT / f"conf/head/{name}.yaml")
+    node = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/head/{name}.yaml"))
     narrow = {key: 32 for key in ("width", "channels") if key in node}  # for speed
     return instantiate({**node, **narrow}, spec, num_classes=num_classes)
 
