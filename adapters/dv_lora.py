@@ -77,7 +77,8 @@ class DVLoRA(Adapter):
 
     def delta(self, pair: "VectorLowRank", x: Tensor) -> Tensor:
         """What a layer adds for its input (..., in); in training a gradient reaches only what the stage trains."""
-        matrices, vectors = (pair.down, pair.up), (pair.inner, pair.outer)
+        matrices: tuple[Tensor, Tensor] = (pair.down, pair.up)
+        vectors: tuple[Tensor, Tensor] = (pair.inner, pair.outer)
         if self.training and self.in_second:
             matrices = (pair.down.detach(), pair.up.detach())
         elif self.training:

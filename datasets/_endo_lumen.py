@@ -185,7 +185,7 @@ def _vessels(rng: np.random.Generator, *, count: int, width: tuple[float, float]
         line = walk(rng, (ROWS // 5, COLUMNS // 5), step=8, turn=0.45, start=start)
         thick = float(rng.uniform(*width))
         for shift in (-COLUMNS, 0, COLUMNS):
-            lines.append(line + np.float32([shift, 0]))
+            lines.append(line + np.array([shift, 0], dtype=np.float32))
             widths.append(thick)
     drawn = blur(draw_lines((ROWS, COLUMNS), lines, widths), 0.7)
     faint = smoothstep(power_noise(rng, (ROWS, COLUMNS), 1.8, outer=150), -0.8, 0.8)

@@ -156,7 +156,7 @@ def _smeared(light: NDArray[np.float32], depth: Field, pose: Pose, later: Pose, 
     for share in np.linspace(-0.5, 0.5, _SMEARS):
         for band in range(3):
             total[..., band] += warp(light[..., band], rows * np.float32(share), columns * np.float32(share))
-    return total / _SMEARS
+    return np.asarray(total / _SMEARS, dtype=np.float32)
 
 
 def motion(depth: Field, move: Pose, matrix: NDArray[np.float64]) -> tuple[Field, Field]:

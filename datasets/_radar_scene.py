@@ -19,13 +19,13 @@ NAMES = ("open", "cropland", "forest", "water", "built-up")
 OPEN, CROPLAND, FOREST, WATER, BUILT = range(len(NAMES))
 
 # mean backscatter of VV and VH in dB; how much it varies from scene to scene; how much from place to place
-_LEVELS = np.float32([(-13.0, -20.0), (-11.5, -18.0), (-8.8, -14.2), (-18.5, -26.0), (-6.0, -13.5)])
-_OF_SCENE = np.float32([1.0, 1.2, 0.6, 2.0, 0.8])
-_TEXTURE = np.float32([0.9, 0.5, 1.1, 0.4, 2.4])
+_LEVELS = np.array([(-13.0, -20.0), (-11.5, -18.0), (-8.8, -14.2), (-18.5, -26.0), (-6.0, -13.5)], dtype=np.float32)
+_OF_SCENE = np.array([1.0, 1.2, 0.6, 2.0, 0.8], dtype=np.float32)
+_TEXTURE = np.array([0.9, 0.5, 1.1, 0.4, 2.4], dtype=np.float32)
 _PARCELS = 2.2  # dB between the parcels of cropland: bare, rough, crops of several heights
 _LOOKS = 4.4
 _FLOOR = -25.0  # dB: noise of the instrument, which drowns calm water in VH
-_SHOWN = np.float32([(-25, 0), (-32, -5), (0, 15)])  # dB of VV, VH and VV / VH that are black and white
+_SHOWN = np.array([(-25, 0), (-32, -5), (0, 15)], dtype=np.float32)  # dB of VV, VH and VV / VH that are black and white
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def render_scene(seed: int, *, size: Size = (256, 256)) -> RadarScene:
     decibel = _LEVELS[labels] + (rng.normal(0, 1, len(NAMES)).astype(np.float32) * _OF_SCENE)[labels][..., None]
     field_level = rng.normal(0, _PARCELS, int(parcels.max()) + 1).astype(np.float32)
     cropland = (labels == CROPLAND)[..., None]
-    decibel += cropland * field_level[parcels][..., None] * np.float32([1.0, 1.3])
+    decibel += cropland * field_level[parcels][..., None] * np.array([1.0, 1.3], dtype=np.float32)
     decibel += _TEXTURE[labels][..., None] * proc.power_noise(rng, size, 0.9, outer=10)[..., None]
-    decibel += _rough_water(rng, labels)[..., None] * np.float32([1.0, 0.4])
+    decibel += _rough_water(rng, labels)[..., None] * np.array([1.0, 0.4], dtype=np.float32)
     decibel[..., 0] += _bright_walls(rng, labels)
     decibel += _relief(rng, height, labels)[..., None]
     power = 10 ** (decibel / 10) + np.float32(10 ** (_FLOOR / 10))

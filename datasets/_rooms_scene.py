@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vfmadapt.datasets._procedural import Field, Size, power_noise
 from vfmadapt.datasets._rooms_solids import FAR, Points, Solid, rotation
@@ -101,10 +101,10 @@ def _table(rng: np.random.Generator, place: Points) -> Iterator[Solid]:
         yield _solid(rng, rng.choice(["box", "ellipsoid"]), place + at - np.array([0, tall + size[1], 0]), turn, size)
 
 
-def _solid(rng: np.random.Generator, kind: str, centre: object, turn: Points, half: object) -> Solid:
-    made = (np.asarray(v, dtype=np.float32) for v in (centre, turn, half))
+def _solid(rng: np.random.Generator, kind: str, centre: ArrayLike, turn: ArrayLike, half: ArrayLike) -> Solid:
+    middle, axes, size = (np.asarray(v, dtype=np.float32) for v in (centre, turn, half))
     scale = float(np.exp(rng.uniform(np.log(0.05), np.log(0.6))))
-    return Solid(kind, *made, _colour(rng), int(rng.integers(4)), scale)  # type: ignore[arg-type]  # one of the kinds
+    return Solid(kind, middle, axes, size, _colour(rng), int(rng.integers(4)), scale)  # type: ignore[arg-type]  # one of the kinds
 
 
 def _colour(rng: np.random.Generator) -> Points:

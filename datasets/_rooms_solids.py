@@ -61,7 +61,8 @@ class Solid:
 def _slabs(start: Points, way: Points) -> tuple[Field, Field]:
     """Where rays enter and leave the cube -1..1."""
     one, two = (-1 - start) / way, (1 - start) / way
-    return np.nan_to_num(np.minimum(one, two), nan=-FAR).max(-1), np.nan_to_num(np.maximum(one, two), nan=FAR).min(-1)
+    enters, leaves = np.minimum(one, two), np.maximum(one, two)
+    return np.nan_to_num(enters, nan=-float(FAR)).max(-1), np.nan_to_num(leaves, nan=float(FAR)).min(-1)
 
 
 def _quadric(start: Points, way: Points) -> tuple[Field, Field]:
@@ -71,7 +72,7 @@ def _quadric(start: Points, way: Points) -> tuple[Field, Field]:
     return (-b - root) / a, (-b + root) / a
 
 
-def _first(met: tuple[Field, Field], within: Field | None, start: Points, way: Points) -> Field:
+def _first(met: tuple[Field, Field], within: Field | float | None, start: Points, way: Points) -> Field:
     """The nearer of two distances that is ahead and, with `within`, at most that far along y from the middle."""
     near, far = met
     found = np.full(near.shape, FAR, dtype=np.float32)
@@ -85,7 +86,7 @@ def _first(met: tuple[Field, Field], within: Field | None, start: Points, way: P
 
 def _cylinder(start: Points, way: Points) -> Field:
     """Of the cylinder of radius 1 and half length 1 along y: its side or one of its ends."""
-    side = _first(_quadric(start[..., [0, 2]], way[..., [0, 2]]), np.float32(1), start, way)
+    side = _first(_quadric(start[..., [0, 2]], way[..., [0, 2]]), 1.0, start, way)
     for end in (-1, 1):
         distance = (end - start[..., 1]) / way[..., 1]
         x, z = (start[..., i] + distance * way[..., i] for i in (0, 2))

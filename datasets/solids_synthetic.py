@@ -127,23 +127,23 @@ class SolidsSynthetic:
 def draw_room(rng: np.random.Generator) -> Room:
     """Draw a room and what stands in it."""
     above, wide, far, high = (rng.uniform(*bounds) for bounds in ((1.1, 1.9), (1.6, 3.5), (4.0, 8.0), (0.8, 1.6)))
-    low = np.array([-wide, -high, -1], dtype=np.float32)
-    things = [Thing(WALL, _colours(rng), rng.uniform(0.5, 4), hall(low, np.float32([wide, above, far])))]
+    near, beyond = np.array([-wide, -high, -1], dtype=np.float32), np.array([wide, above, far], dtype=np.float32)
+    things = [Thing(WALL, _colours(rng), rng.uniform(0.5, 4), hall(near, beyond))]
     for _ in range(int(rng.integers(3, 8))):
         x, z = rng.uniform(-wide * 0.85, wide * 0.85), rng.uniform(1.6, far - 0.5)
-        foot, kind = np.float32([x, above, z]), int(rng.choice([BOX, BALL, COLUMN]))
+        foot, kind = np.array([x, above, z], dtype=np.float32), int(rng.choice([BOX, BALL, COLUMN]))
         things.append(Thing(kind, _colours(rng), rng.uniform(1, 12), _solid(rng, kind, foot)))
-    lamp = np.float32([rng.uniform(-wide, wide) * 0.7, -high * 0.8, rng.uniform(0.3, far * 0.7)])
+    lamp = np.array([rng.uniform(-wide, wide) * 0.7, -high * 0.8, rng.uniform(0.3, far * 0.7)], dtype=np.float32)
     return Room(tuple(things), float(above), float(rng.uniform(0.05, 0.3)), lamp)
 
 
 def _solid(rng: np.random.Generator, kind: int, foot: Points) -> Any:
     if kind == BOX:
         half = rng.uniform(0.12, 0.5, 3).astype(np.float32)
-        return crate(foot - np.float32([0, half[1], 0]), half, rng.uniform(0, np.pi))
+        return crate(foot - np.array([0, half[1], 0], dtype=np.float32), half, rng.uniform(0, np.pi))
     radius = rng.uniform(0.12, 0.42)
     if kind == BALL:
-        return ball(foot - np.float32([0, radius, 0]), radius)
+        return ball(foot - np.array([0, radius, 0], dtype=np.float32), radius)
     return column(foot, radius * 0.6, rng.uniform(0.4, 1.8))
 
 
@@ -192,5 +192,5 @@ def _surface(room: Room, points: Points, which: Labels, label: Labels) -> Points
     wave = np.sin(2 * np.pi * stripes * along) * np.sin(2 * np.pi * stripes * across)
     share = (0.5 + 0.5 * np.tanh(4 * wave))[:, None]
     one, two = (np.stack([thing.colours[i] for thing in room.things])[which] for i in (0, 1))
-    floor = np.where(label[:, None] == FLOOR, np.float32([0.8, 0.9, 1.1]), 1)
+    floor = np.where(label[:, None] == FLOOR, np.array([0.8, 0.9, 1.1], dtype=np.float32), 1)
     return ((1 - share) * one + share * two) * floor

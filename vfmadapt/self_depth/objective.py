@@ -80,7 +80,8 @@ class Neighbours(nn.Module):
         count = sources.shape[1]
         target, source = image.repeat_interleave(count, 0), sources.flatten(0, 1)
         camera = self.camera(target, source, intrinsics.repeat_interleave(count, 0))
-        wanted, shown, parts = target, torch.ones_like(target[:, 0], dtype=torch.bool), {}
+        wanted, shown = target, torch.ones_like(target[:, 0], dtype=torch.bool)
+        parts: dict[str, Tensor] = {}
         if self.flow is not None:
             wanted, shown, parts = self._lit(target, source)
         terms = []
