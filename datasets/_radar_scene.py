@@ -49,7 +49,7 @@ def render_scene(seed: int, *, size: Size = (256, 256)) -> RadarScene:
     decibel += _rough_water(rng, labels)[..., None] * np.array([1.0, 0.4], dtype=np.float32)
     decibel[..., 0] += _bright_walls(rng, labels)
     decibel += _relief(rng, height, labels)[..., None]
-    power = 10 ** (decibel / 10) + np.float32(10 ** (_FLOOR / 10))
+    power = np.asarray(10 ** (decibel / 10) + np.float32(10 ** (_FLOOR / 10)), dtype=np.float32)
     seen = 10 * np.log10(_speckled(rng, power))
     bands = np.dstack([seen[..., 0], seen[..., 1], seen[..., 0] - seen[..., 1]])
     shown = (bands - _SHOWN[:, 0]) / (_SHOWN[:, 1] - _SHOWN[:, 0])

@@ -110,11 +110,14 @@ def _spread(net: nn.Module) -> None:
             weight.normal_(0, inputs**-0.5)
         elif isinstance(module, nn.Embedding):
             module.weight.normal_()
-    net.get_submodule("memory_encoder.feature_projection").weight.mul_(0.1)
-    for layer in net.get_submodule("memory_attention").layers:
-        for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
-            projection.weight.mul_(0.1)
-            projection.bias.fill_(SAME_PLACE)  # a constant vector, turned by its place, fits best to itself
+    net.get_parameter("memory_encoder.feature_projection.weight").mul_(0.1)
+    for layer in net.get_submodule("memory_attention.layers").children():
+        for name in ("q_proj", "k_proj"):
+            projection = layer.get_submodule(f"cross_attn_image.{name}")
+            projection.get_parameter("weight").mul_(0.1)
+            projection.get_parameter("bias").fill_(
+                SAME_PLACE
+            )  # a constant vector, turned by its place, fits best to itself
 
 
 class Sam2VideoBackbone(GridBackbone):

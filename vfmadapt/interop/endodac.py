@@ -78,7 +78,7 @@ def gradients(
 def _neck(neck: Neck) -> dict[str, Tensor]:
     """A neck's tensors by their published names."""
     layers: list[tuple[str, nn.Module]] = [("conv1", neck.down), ("conv2", neck.conv), ("conv3", neck.up)]
-    found = {f"{name}.weight": layer.get_parameter("weight") for name, layer in layers}
+    found: dict[str, Tensor] = {f"{name}.weight": layer.get_parameter("weight") for name, layer in layers}
     for i, norm in enumerate(neck.norms):
         found |= {f"norm{i + 1}.{kind}": norm.get_parameter(kind) for kind in ("weight", "bias")}
     return found

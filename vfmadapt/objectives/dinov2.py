@@ -90,7 +90,7 @@ class DinoV2(Objective):
         sizes = {"hidden": hidden, "bottleneck": bottleneck, "prototypes": prototypes}
         self.student = nn.ModuleDict({name: Projection(width, **sizes) for name in ("dino", "ibot")})
         self.teacher = deepcopy(self.student).requires_grad_(False)
-        kind: type[Centring | SinkhornKnopp] = {"centring": Centring, "sinkhorn_knopp": SinkhornKnopp}[centring]
+        kind: type[nn.Module] = Centring if centring == "centring" else SinkhornKnopp
         self.balance = nn.ModuleDict({name: kind(prototypes) for name in ("dino", "ibot")})
         self.mask_token = nn.Parameter(torch.zeros(spec.embed_dim))
         self.progress: Tensor  # share of the steps that is done; a buffer, so that checkpoints have it

@@ -80,8 +80,8 @@ class DepthTask(RegressionTask):
             )
         loss = silog(found, truth, known, variance=self.variance)
         if self.gradient_weight:
-            logs = (one.masked_fill(~known, 1.0).log() for one in (found.float(), truth))
-            loss = loss + self.gradient_weight * gradient_matching(*logs, known)
+            of_found, of_truth = (one.masked_fill(~known, 1.0).log() for one in (found.float(), truth))
+            loss = loss + self.gradient_weight * gradient_matching(of_found, of_truth, known)
         return loss
 
 

@@ -148,7 +148,7 @@ class SceneData(LightningDataModule):
                 )
             if split == "train" and self.shots is not None:
                 samples = few(samples, self.shots, seed=self.seed, name=self.source.spec.name)
-            self._splits[split] = CachedSamples(_Shrunk(samples, self.shrink), limit=self._limit)
+            self._splits[split] = CachedSamples(_Shrunk(samples, self.shrink), limit=self._limit)  # type: ignore[arg-type]  # samples of more than image and mask
         return self._splits[split]
 
     def mean_depth(self) -> Tensor:

@@ -118,7 +118,7 @@ class UnlabelledData(LightningDataModule):
         return DataLoader(
             self._windows,
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(self.source), draws=draws, seed=self.seed),  # type: ignore[arg-type]
+            sampler=EpochSampler(len(self.source), draws=draws, seed=self.seed),
             generator=torch.Generator().manual_seed(self.seed),  # or its start would draw from torch's own
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
