@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.datasets._tiles import SPLITS, Job, atomic, write_missing
-from vfmadapt.errors import UserError
+from vfmadapt.datasets._generated import GeneratedTiles, read_picture
+from vfmadapt.datasets._tiles import Job, atomic
 
 if TYPE_CHECKING:  # processes that render do without torch
     from vfmadapt.contracts import DataSpec, Sample
@@ -59,15 +59,12 @@ class PngTiles:
 
         if not 0 <= index < len(self):
             raise IndexError(index)
-        path = self.job.image(self.name, index)
-        if not path.exists():
-            raise UserError(f"{path} is not there: call prepare() of the data source first")
-        pixels = np.asarray(Image.open(path), dtype=np.float32) / np.float32(255)
+        image = read_picture(self.job.image(self.name, index))
         labels = np.asarray(Image.open(self.job.label(self.name, index)), dtype=np.int64)
         if self.labels is not None:
             labels = np.asarray(self.labels, dtype=np.int64)[labels]
         return Sample(
-            image=torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+            image=torch.from_numpy(image),
             mask=torch.from_numpy(labels),
             valid=torch.ones(labels.shape, dtype=torch.bool),
             id=f"{self.name}/{index:05d}",
@@ -75,14 +72,14 @@ class PngTiles:
         )
 
 
-class PngSource:
-    """Data source of tiles that are drawn; `prepare` renders those that are not there yet.
+class PngSource(GeneratedTiles):
+    """Data source of drawn tiles with labels.
 
     Args:
         job: the tiles.
         spec: bands, classes and statistics.
-        write: renders and writes the tile (job, split, index); a function at the top of a module.
-        workers: processes that render; 0 takes one per core, at most 8.
+        write: see `GeneratedTiles`.
+        workers: see `GeneratedTiles`.
         labels: stored label -> label given, where they differ.
     """
 
@@ -95,29 +92,10 @@ class PngSource:
         workers: int,
         labels: tuple[int, ...] | None = None,
     ) -> None:
-        self._job, self._spec, self._write, self._workers, self._labels = job, spec, write, workers, labels
-
-    @property
-    def spec(self) -> "DataSpec":
-        """Bands, classes and statistics."""
-        return self._spec
-
-    @property
-    def folder(self) -> Path:
-        """Where the tiles are: `<split>/images/<index>.png` and `<split>/masks/<index>.png`."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, self._write, self._workers)
+        super().__init__(job, spec, write=write, workers=workers)
+        self._tiles, self._labels = job, labels
 
     def split(self, name: str) -> PngTiles:
-        """The tiles of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            source = self._spec.name.partition("@")[0]
-            raise UserError(f"{source} has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return PngTiles(self._job, name, self._spec.bands, self._labels)
+        """The tiles of "train", "val" or "test"; raises UserError for another name."""
+        self.check_split(name)
+        return PngTiles(self._tiles, name, self._spec.bands, self._labels)

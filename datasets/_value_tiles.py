@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.datasets._tiles import SPLITS, Job, atomic, write_missing
-from vfmadapt.errors import UserError
+from vfmadapt.datasets._generated import GeneratedTiles, read_picture
+from vfmadapt.datasets._tiles import Job, atomic
 
 if TYPE_CHECKING:  # processes that render do without torch
     from vfmadapt.contracts import DataSpec, DepthSample, ValueSample, ValueSpec
@@ -50,17 +50,13 @@ class ValueTiles:
 
     def __getitem__(self, index: int) -> "ValueSample | DepthSample":
         import torch
-        from PIL import Image
 
         if not 0 <= index < len(self):
             raise IndexError(index)
-        path = self.job.image(self.name, index)
-        if not path.exists():
-            raise UserError(f"{path} is not there: call prepare() of the data source first")
-        pixels = np.asarray(Image.open(path), dtype=np.float32) / np.float32(255)
+        image = read_picture(self.job.image(self.name, index))
         truth = torch.from_numpy(np.load(self.job.label(self.name, index)).astype(np.float32))
         common: Any = {
-            "image": torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+            "image": torch.from_numpy(image),
             "valid": torch.ones(truth.shape, dtype=torch.bool),
             "id": f"{self.name}/{index:05d}",
             "bands": ("red", "green", "blue"),
@@ -69,14 +65,14 @@ class ValueTiles:
         return made
 
 
-class GeneratedValues:
-    """Data source of tiles that are drawn; `prepare` renders those that are not there yet.
+class GeneratedValues(GeneratedTiles):
+    """Data source of drawn tiles with one value per pixel.
 
     Args:
         job: the tiles.
         spec: bands, the one value and statistics.
-        write: renders and writes the tile (job, split, index); a function at the top of a module.
-        workers: processes that render; 0 takes one per core, at most 8.
+        write: see `GeneratedTiles`.
+        workers: see `GeneratedTiles`.
         kind: whether the value is a depth.
     """
 
@@ -89,34 +85,15 @@ class GeneratedValues:
         workers: int,
         kind: Literal["values", "depth"] = "values",
     ) -> None:
-        self._job, self._spec, self._write, self._workers, self._kind = job, spec, write, workers, kind
-
-    @property
-    def spec(self) -> "DataSpec":
-        """Bands, the value and statistics."""
-        return self._spec
+        super().__init__(job, spec, write=write, workers=workers)
+        self._tiles, self._kind = job, kind
 
     @property
     def values(self) -> "tuple[ValueSpec, ...]":
         """The value."""
         return self._spec.values
 
-    @property
-    def folder(self) -> Path:
-        """Where the tiles are: `<split>/images/<index>.png` and `<split>/values/<index>.npy`."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, self._write, self._workers)
-
     def split(self, name: str) -> ValueTiles:
-        """The tiles of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            source = self._spec.name.partition("@")[0]
-            raise UserError(f"{source} has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return ValueTiles(self._job, name, self._kind)
+        """The tiles of "train", "val" or "test"; raises UserError for another name."""
+        self.check_split(name)
+        return ValueTiles(self._tiles, name, self._kind)

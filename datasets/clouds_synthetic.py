@@ -16,7 +16,8 @@ from vfmadapt.datasets._clouds_files import COLOURS, scene_of, write_scene, writ
 from vfmadapt.datasets._clouds_scene import VERSION, Scene, render_scene
 from vfmadapt.datasets._clouds_sensor import TEST_PRESET, TRAIN_PRESETS, Preset
 from vfmadapt.datasets._clouds_spectra import BANDS
-from vfmadapt.datasets._tiles import SPLITS, Job, write_missing
+from vfmadapt.datasets._generated import GeneratedTiles
+from vfmadapt.datasets._tiles import Job
 
 __all__ = [
     "BANDS",
@@ -87,7 +88,7 @@ class _Tiles:
         )
 
 
-class CloudsSynthetic:
+class CloudsSynthetic(GeneratedTiles):
     """Data source of procedural cloud scenes; `prepare` renders the tiles that are not there yet.
 
     Args:
@@ -124,36 +125,17 @@ class CloudsSynthetic:
         if size < 32 or min(train, val, test) < 0 or seed < 0:
             raise UserError(f"clouds_synthetic: size={size} must be >= 32, seed={seed} and the numbers of tiles >= 0")
         counts = {"train": train, "val": val, "test": test}
-        self._job = Job(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
-        self._workers = workers
-        self._spec = DataSpec(
+        job = Job(Path(root) / f"v{VERSION}_seed{seed}_{size}px", seed, size, counts)
+        spec = DataSpec(
             name=f"clouds_synthetic@{VERSION}",
             bands=tuple(bands),
             classes=CLASSES,
             mean=tuple(_STATISTICS[band][0] for band in bands),
             std=tuple(_STATISTICS[band][1] for band in bands),
         )
-
-    @property
-    def spec(self) -> DataSpec:
-        """Bands, classes and statistics."""
-        return self._spec
-
-    @property
-    def folder(self) -> Path:
-        """Where the tiles are: `<split>/image_<index>.tif` and `label_<index>.tif`."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the tiles that are missing; does nothing where all are there."""
-        write_missing(self._job, write_tile, self._workers)
+        super().__init__(job, spec, write=write_tile, workers=workers)
 
     def split(self, name: str) -> _Tiles:
-        """The tiles of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            raise UserError(f"clouds_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
+        """The tiles of "train", "val" or "test"; raises UserError for another name."""
+        self.check_split(name)
         return _Tiles(self._job, name, self._spec.bands)

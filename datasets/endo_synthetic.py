@@ -19,7 +19,7 @@ from vfmadapt.contracts import DataSpec, DepthSample, FrameTriple, UserError, Va
 from vfmadapt.datasets._endo_clip import VERSION
 from vfmadapt.datasets._endo_files import EndoJob, write_clip
 from vfmadapt.datasets._endo_path import relative
-from vfmadapt.datasets._tiles import SPLITS, write_missing
+from vfmadapt.datasets._generated import GeneratedTiles, read_picture
 
 __all__ = ["BANDS", "VERSION", "EndoSynthetic"]
 
@@ -84,7 +84,7 @@ class _Triples:
         )
 
 
-class EndoSynthetic:
+class EndoSynthetic(GeneratedTiles):
     """Data source of generated endoscopy; `prepare` renders the clips that are not there yet.
 
     Args:
@@ -124,48 +124,25 @@ class EndoSynthetic:
             )
         shape, counts = (int(size[0]), int(size[1])), {"train": train, "val": val, "test": test}
         folder = Path(root) / f"v{VERSION}_seed{seed}_{frames}x{shape[0]}x{shape[1]}px_{fov:g}deg"
-        self._job = EndoJob(folder, seed, shape[1], counts, frames, shape, fov)
-        self._pairs, self._workers = pairs, workers
-
-    @property
-    def spec(self) -> DataSpec:
-        """Bands, the depth in millimetres, and statistics."""
-        return DataSpec(f"endo_synthetic@{VERSION}", BANDS, (), _MEAN, _STD, values=self.values)
+        job = EndoJob(folder, seed, shape[1], counts, frames, shape, fov)
+        spec = DataSpec(f"endo_synthetic@{VERSION}", BANDS, (), _MEAN, _STD, values=(_DEPTH,))
+        super().__init__(job, spec, write=write_clip, workers=workers)
+        self._clips, self._pairs = job, pairs
 
     @property
     def values(self) -> tuple[ValueSpec, ...]:
         """Depth in millimetres."""
-        return (_DEPTH,)
-
-    @property
-    def folder(self) -> Path:
-        """Where the clips are: `<split>/<clip>/image_<frame>.png`, `depth_<frame>.npy` and `camera.json`."""
-        return self._job.folder
-
-    def prepare(self) -> None:
-        """Render the clips that are missing; does nothing where all are there."""
-        write_missing(self._job, write_clip, self._workers)
+        return self._spec.values
 
     def split(self, name: str) -> _Frames | _Triples:
-        """The frames of "train", "val" or "test".
-
-        Raises:
-            UserError: another name.
-        """
-        if name not in SPLITS:
-            raise UserError(f"endo_synthetic has no split {name!r}: choose one of {', '.join(SPLITS)}")
-        return _Triples(self._job, name) if self._pairs else _Frames(self._job, name)
+        """The frames of "train", "val" or "test"; raises UserError for another name."""
+        self.check_split(name)
+        return _Triples(self._clips, name) if self._pairs else _Frames(self._clips, name)
 
 
 def _image(job: EndoJob, split: str, clip: int, frame: int) -> Tensor:
     """A frame, float32 (3, H, W) in 0..1."""
-    from PIL import Image
-
-    path = job.image(split, clip, frame)
-    if not path.exists():
-        raise UserError(f"{path} is not there: call prepare() of the data source first")
-    pixels = np.asarray(Image.open(path), dtype=np.float32) / np.float32(255)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return torch.from_numpy(read_picture(job.image(split, clip, frame)))
 
 
 def _depth(job: EndoJob, split: str, clip: int, frame: int) -> Tensor:

@@ -119,22 +119,6 @@ class MultiTaskTask(AdapterTask):
         """Measure an image of the test split."""
         self._evaluate(batch)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self._start()
-
-    def on_test_epoch_start(self) -> None:
-        """Start counting."""
-        self._start()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
-
     def table(self) -> str:
         """The metrics of the test split as text."""
         known = ((key, value) for key, value in self.results["test"].items() if isinstance(value, float))

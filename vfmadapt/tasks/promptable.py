@@ -117,22 +117,6 @@ class PromptableTask(AdapterTask):
         """Count the objects of a whole image of the test split."""
         self._evaluate(batch)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
-
     def table(self) -> str:
         """The metrics of the test split as text."""
         result = self.results["test"]
@@ -177,6 +161,9 @@ class PromptableTask(AdapterTask):
         made = stack_objects(images, (mask.shape[-2], mask.shape[-1]), most=self.objects)
         device = mask.device
         return Objects(made.masks.to(device), made.classes.to(device), made.present.to(device))
+
+    def _start(self) -> None:
+        self.metrics.reset()
 
     def _evaluate(self, batch: dict[str, Any]) -> None:
         height, width = batch["mask"].shape[-2:]

@@ -90,22 +90,6 @@ class RegressionTask(AdapterTask):
         """Count a whole image of the test split."""
         self._evaluate(batch, "test")
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
-
     def table(self) -> str:
         """The metrics of the test split as text."""
         return as_table(self.results["test"])
@@ -117,6 +101,9 @@ class RegressionTask(AdapterTask):
         return write_value_previews(
             self.model, samples, folder, indices=indices, side=self.window, truth_inverse=self.truth_inverse
         )
+
+    def _start(self) -> None:
+        self.metrics.reset()
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         found = whole_image(self.model, batch["image"], batch["valid"], side=self.window)

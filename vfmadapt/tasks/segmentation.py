@@ -106,22 +106,6 @@ class SegmentationTask(AdapterTask):
         """Count a whole image of the test split."""
         self._evaluate(batch, "test")
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Start counting."""
-        self.metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
-
     def table(self) -> str:
         """The metrics of the test split as text."""
         return as_table(self.results["test"])
@@ -129,6 +113,9 @@ class SegmentationTask(AdapterTask):
     def draw(self, samples: Samples, folder: Path, *, indices: Sequence[int]) -> list[Path]:
         """Write one picture per sample: image, truth and prediction."""
         return write_previews(self.model, samples, folder, indices=indices, side=self.window)
+
+    def _start(self) -> None:
+        self.metrics.reset()
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         logits = whole_image(self.model, batch["image"], batch["valid"], side=self.window)

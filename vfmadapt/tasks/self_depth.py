@@ -97,22 +97,10 @@ class SelfDepthTask(AdapterTask):
         """Measure a frame of the test split."""
         self._evaluate(batch)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self._start()
-
     def on_test_epoch_start(self) -> None:
         """Start counting; the mean of the training depths is measured, too, as what is to be beaten."""
-        self._start()
+        super().on_test_epoch_start()
         self._mean = self._data().mean_depth()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
 
     def table(self) -> str:
         """The metrics of the test split as text."""

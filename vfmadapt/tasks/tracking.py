@@ -141,22 +141,6 @@ class TrackingTask(AdapterTask):
         """Measure a whole clip of the test split."""
         self._evaluate(sample)
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self._counts = []
-
-    def on_test_epoch_start(self) -> None:
-        """Start counting."""
-        self._counts = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the val split."""
-        self._conclude("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test split."""
-        self._conclude("test")
-
     def table(self) -> str:
         """The metrics of the test split as text."""
         result = self.results["test"]
@@ -188,6 +172,9 @@ class TrackingTask(AdapterTask):
             for index, result in track(self.model, clip, prompts):
                 found[:, index] = result.masks
         return found, truth, torch.tensor([int(m) for m in middles])
+
+    def _start(self) -> None:
+        self._counts = []
 
     def _evaluate(self, sample: dict[str, Any]) -> None:
         found, truth, prompted = self.follow(sample)

@@ -150,6 +150,22 @@ class AdapterTask(LightningModule):
             for part in (self.model.backbone, self.model.head):
                 part.after_step(self.global_step, self._total_steps())
 
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting."""
+        self._start()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the val split."""
+        self._conclude("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._conclude("test")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained: by object, as the model says, not by name."""
         checkpoint["state_dict"] = self.model.adapter_state()
@@ -160,6 +176,14 @@ class AdapterTask(LightningModule):
         self.model.load_adapter_state(checkpoint["state_dict"])
         load_state(self.model.backbone.training_state(), checkpoint["training_state"])
         checkpoint["state_dict"] = {}  # nothing is left for Lightning to load
+
+    def _start(self) -> None:
+        """Forget what was counted."""
+        raise NotImplementedError  # abstract
+
+    def _conclude(self, split: str) -> None:
+        """Put the metrics of what was counted into `results`, and log them."""
+        raise NotImplementedError  # abstract
 
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
