@@ -59,6 +59,11 @@ class EndoDACHead(DPTHead):
         self.exits = nn.ModuleList(_exit(width, num_classes) for _ in range(LEVELS - 1))
         self.inverse = (1 / farthest, 1 / nearest)
 
+    @property
+    def middle(self) -> float:
+        """The depth of a value of 0, near which untrained heads begin."""
+        return 2 / sum(self.inverse)
+
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Features of `layers` -> depths (B, K, H, W)."""
         return self._depth(super().forward(features, size))

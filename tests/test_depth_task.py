@@ -1,10 +1,12 @@
 """Depth and regression as tasks: loaders, one run of each kind, the units of what a model gives, what is refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vfmadapt
 from vfmadapt import check_data, evaluate, predict, train
@@ -194,6 +196,22 @@ def test_relative_depth_says_that_it_is(endo, tmp_path) -> None:
     with pytest.raises(UserError, match="relative inverse depth"):
         evaluate.main(compose("evaluate", split))
     assert evaluate.main(compose("evaluate", [*split, "align=least_squares"]))["align"] == "least_squares"
+
+
+def test_relative_depth_is_of_a_picture_as_a_whole(endo, tmp_path, write_tiff) -> None:
+    """Tiles of a scale and a shift of their own would not fit together."""
+    file = run_tool(endo, tmp_path, "task.kind=relative", "task.align=least_squares")["adapter_file"]
+    picture = np.random.default_rng(0).integers(1, 255, (3, 70, 90), dtype=np.uint8)
+    name = write_tiff(tmp_path / "picture.tif", picture)
+    given = [f"input={name}", f"output={tmp_path / 'depth.tif'}", "device=cpu", "preview=false", "formats=[npy]"]
+    told = predict.main(compose("predict", [*given, f"adapter_file={file}", "tile=45", "overlap=16"]))
+    small = F.interpolate(torch.from_numpy(picture)[None] / 255, (35, 45), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        wanted = F.interpolate(vfmadapt.load(file).eval()(small), (70, 90), mode="bilinear")[0, 0].numpy()
+    assert np.allclose(np.load(told["formats"]["npy"]), wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    with pytest.raises(UserError, match="give its adapter_file= alone"):
+        other = shutil.copy(file, tmp_path / "other.safetensors")
+        predict.main(compose("predict", [*given[:-1], f"adapter_file=[{file},{other}]"]))
 
 
 def test_regression_of_heights(tmp_path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 
 from vfmadapt import train
@@ -14,7 +15,7 @@ from vfmadapt.errors import UserError
 from vfmadapt.self_depth.geometry import camera_matrix, coverage, look_up, pixels, pose_matrix, project
 from vfmadapt.self_depth.losses import edge_aware, least, ssim
 from vfmadapt.self_depth.networks import MotionNetwork, PairNetwork
-from vfmadapt.self_depth.objective import Neighbours
+from vfmadapt.self_depth.objective import Camera, Neighbours
 from vfmadapt.tasks.scenes import SceneData, collate, mirrored, shrunk
 from vfmadapt.tasks.self_depth import path
 
@@ -192,7 +193,10 @@ TINY = ["data.train=1", "data.val=1", "data.test=1", "data.frames=3", "data.size
 
 def small_task(folder: Path, *overrides: str) -> tuple[Any, Any, dict[str, Any]]:
     """Task, data and one batch of a tiny experiment."""
-    cfg = compose("train", ["experiment=endodac", *TINY, f"data_root={folder}", "loader.shrink=1", *overrides])
+    cfg = compose(
+        "train",
+        ["experiment=endodac", *TINY, f"data_root={folder}", "loader.shrink=1", "task.motion_first=0", *overrides],
+    )
     source = data_source(cfg)
     source.prepare()
     task = instantiate(cfg.task, build_model(cfg, source.spec), packages=("vfmadapt.tasks.",))
@@ -227,11 +231,55 @@ def test_the_flow_learns_nothing_from_the_depth(tmp_path: Path) -> None:
     torch.testing.assert_close(flow, [p.grad for p in net.flow.parameters()])
 
 
+def test_motions_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first share of the steps only the motion network learns, and from every pixel."""
+    task, _, batch = small_task(tmp_path, "task.motion_first=0.5")
+    monkeypatch.setattr(task, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(task, "complete", lambda loss: loss)
+    monkeypatch.setattr(task, "_total_steps", lambda: 2)
+    for step, learns in ((0, False), (1, True)):
+        monkeypatch.setattr(type(task), "global_step", step)
+        task.zero_grad()
+        task.training_step(batch, 0).backward()
+        assert any(p.grad is not None and p.grad.any() for p in task.neighbours.parameters())
+        assert any(p.grad is not None and p.grad.any() for p in task.model.head.parameters()) is learns
+    with pytest.raises(UserError, match=r"task\.motion_first=1"):
+        small_task(tmp_path, "task.motion_first=1")
+
+
+def test_a_large_turn_is_found_from_all_pixels() -> None:
+    texture = F.interpolate(torch.rand(1, 3, 10, 14), (30, 40), mode="bicubic").clamp(0, 1)
+    true = pose_matrix(torch.tensor([[0.0, 0.12, 0, 0, 0, 0]]))
+    depth, matrix = torch.ones(1, 30, 40), MATRIX[None]
+    source = look_up(texture, project(depth, torch.linalg.inv(true), matrix)[0])
+
+    net = Neighbours(3, learned=False, appearance=False, width=8, blocks=1)
+    turn = torch.zeros(1, requires_grad=True)
+
+    def camera(*_: Any) -> Camera:
+        motion = torch.cat([torch.zeros(1), turn, torch.zeros(4)])[None]
+        return Camera(motion, torch.tensor([[1.0, 40 / 30]]), torch.tensor([[0.5, 0.5]]))
+
+    net.camera = camera  # type: ignore[method-assign]
+    optimiser = torch.optim.Adam([turn], 0.01)
+    for _ in range(40):
+        optimiser.zero_grad()
+        net(texture, source[None], 4 * [depth[None]], matrix, choosy=False)["loss"].backward()
+        optimiser.step()
+    assert float(turn.detach()) == pytest.approx(0.12, abs=0.02)  # a degree
+
+
 def test_stage_two_moves_the_vectors_in_a_real_training(tmp_path: Path) -> None:
     """The release's optimiser never has them; and a resumed training goes on exactly."""
     run = tmp_path / "run"
     common = ["experiment=endodac", *TINY, f"data_root={tmp_path}", f"output={run}", "loader.shrink=1", "previews=1"]
-    common += ["loader.batch_size=1", "loader.steps_per_epoch=1", "trainer.log_every_n_steps=1", "adapter.necks=[]"]
+    common += [
+        "task.motion_first=0",
+        "loader.batch_size=1",
+        "loader.steps_per_epoch=1",
+        "trainer.log_every_n_steps=1",
+        "adapter.necks=[]",
+    ]
     found = {}
     for steps in (1, 2, 3):
         extra = ["resume=true"] if steps > 1 else []

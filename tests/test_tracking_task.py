@@ -11,9 +11,9 @@ from vfmadapt.adapters.owned import TrainedTensors
 from vfmadapt.checkpoint import load, save
 from vfmadapt.contracts import ClipSample
 from vfmadapt.errors import UserError
-from vfmadapt.tasks.clips import Pieces, TrackingData
+from vfmadapt.tasks.clips import Pieces, TrackingData, lost_labels
 from vfmadapt.tasks.data import Draw
-from vfmadapt.tasks.tracking import TrackingTask
+from vfmadapt.tasks.tracking import TrackingTask, drawn_objects
 from vfmadapt.testing_tracking import SPEC, moving_frames, tiny_tracker
 
 
@@ -42,8 +42,18 @@ class Discs:
 
 
 def pieces(**settings: object) -> Pieces:
-    chosen = {"length": 4, "side": 64, "flips": False, "radiometric": 0.0, "zoom": 1.0, "gap": 1, "seed": 0} | settings
-    return Pieces(Discs(), [0], **chosen)
+    chosen = {
+        "length": 4,
+        "side": 64,
+        "flips": False,
+        "radiometric": 0.0,
+        "zoom": 1.0,
+        "gap": 1,
+        "leave": 0.0,
+        "seed": 0,
+    }
+    chosen |= {"clips": Discs(), "chosen": [0]} | settings
+    return Pieces(**chosen)
 
 
 def batch(length: int = 4) -> dict[str, torch.Tensor]:
@@ -163,9 +173,33 @@ def test_gaps_make_faster_motion() -> None:
     assert far > 1.2 * near
 
 
+def test_pieces_in_which_a_structure_leaves() -> None:
+    """A clip whose second structure is in its first three frames only."""
+
+    class Leaving(Discs):
+        def read(self, index: int, frames: Sequence[int]) -> ClipSample:
+            sample = super().read(index, frames)
+            mask = sample["mask"].clone()
+            mask[torch.tensor([frame < 3 for frame in frames]), :4, :4] = 2
+            return sample | {"mask": mask}
+
+    def share(leave: float) -> float:
+        """Of pieces that begin with the second structure and lose it."""
+        drawn = pieces(clips=Leaving(), length=3, leave=leave)
+        return sum(2 in lost_labels(drawn[Draw(0, epoch, 0)]["mask"]) for epoch in range(20)) / 20
+
+    assert share(1.0) > 0.75 > 0.5 > share(0.0)
+    mask = torch.tensor([[[1, 2, 3, 0]], [[1, 2, 0, 0]], [[1, 0, 3, 0]]])
+    assert lost_labels(mask).tolist() == [2, 3]
+    assert not any(drawn_objects(mask, 2, 255)[:, 0, 0, 0])  # those that leave come first
+    assert len(drawn_objects(mask, 5, 255)) == 3
+
+
 def test_impossible_settings() -> None:
     with pytest.raises(UserError, match=r"zoom is the least share"):
         TrackingData(Discs(), side=64, zoom=0)
+    with pytest.raises(UserError, match="leave is a share"):
+        TrackingData(Discs(), side=64, leave=2)
     with pytest.raises(UserError, match="prompts are one or more"):
         task(prompts=["scribble"])
     with pytest.raises(UserError, match="clip is at least 2"):

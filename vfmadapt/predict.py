@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from vfmadapt.contracts import DataSpec
     from vfmadapt.model import AdaptedModel
     from vfmadapt.raster.predict import PredictResult
+    from vfmadapt.tasks.windows import WholePicture
 
 log = logging.getLogger(__name__)
+
+_PICTURE = 16384  # pixels along the longer side of a picture that is seen as a whole
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
@@ -87,9 +90,15 @@ def _mapped(
     from vfmadapt.bank import Bank
     from vfmadapt.predict_values import check_formats
     from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
+    from vfmadapt.tasks.windows import is_relative
 
     check_formats(cfg, getattr(model, "spec", None))
     given = plain(cfg)
+    if isinstance(model, Bank):
+        if any(spec.values and spec.values[0].inverse for spec in model.specs.values()):
+            raise UserError("a model of relative depth sees a picture as a whole; give its adapter_file= alone")
+    elif is_relative(model):
+        model, given["tile"] = _whole_picture(model, source, cfg.tile)
     run: dict[str, Any] = {"restart": cfg.restart, "progress": True}
     if cfg.engine == "ray":  # which device, the cluster says
         run |= {"cluster": RayCluster(**given["ray"]), "device": None if cfg.device == "auto" else cfg.device}
@@ -110,6 +119,20 @@ def _mapped(
         results = predict_many(model, source, output, Settings(**settings), **run)
         return {"maps": {name: _shown(cfg, source, model.specs[name], result) for name, result in results.items()}}
     return _shown(cfg, source, model.spec, predict_raster(model, source, output, **settings, **run))
+
+
+def _whole_picture(model: "AdaptedModel", source: str, side: int) -> "tuple[WholePicture, int]":
+    """A model of relative depth that sees the raster as one picture, and the tile that holds it all."""
+    from vfmadapt.raster.io import raster_info
+    from vfmadapt.tasks.windows import WholePicture
+
+    info = raster_info(source)
+    if (longest := max(info.height, info.width)) > _PICTURE:
+        raise UserError(
+            f"{source} has {info.height} x {info.width} pixels; relative depth is of a picture as a whole, at most "
+            f"{_PICTURE} pixels a side: shrink it first"
+        )
+    return WholePicture(model, (info.height, info.width), side), longest
 
 
 def _merge(cfg: "DictConfig") -> dict[str, Any]:

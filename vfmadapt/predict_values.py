@@ -95,6 +95,7 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
     from vfmadapt.checkpoint import load
     from vfmadapt.device import choose_device
     from vfmadapt.frames import open_clip
+    from vfmadapt.tasks.windows import is_relative
 
     if given := [key for key in _RASTER_KEYS if cfg[key] is not None]:
         raise UserError(f"{given[0]}= is for rasters; leave it out for a video such as {cfg.input}")
@@ -112,7 +113,9 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
         shape = (len(clip), *clip.info.size)
         with atomic_path(output) as temporary:
             values = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
-            for index, found in _frames(model, clip, side=max(cfg.tile, *clip.info.size)):
+            for index, found in _frames(
+                model, clip, side=cfg.tile if is_relative(model) else max(cfg.tile, *clip.info.size)
+            ):
                 values[index] = found
             values.flush()
             preview = _video(clip, values, spec, output) if cfg.preview else None

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = {
+    "styles": "data.styles",
     "size": "backbone.size",
     "zoom": "augment.zoom",
     "gap": "augment.gap",
+    "leave": "augment.leave",
     "clip": "loader.clip",
     "batch_size": "loader.batch_size",
     "objects": "task.objects",

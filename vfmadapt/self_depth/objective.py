@@ -64,7 +64,7 @@ class Neighbours(nn.Module):
         return Camera(motion, focal, centre)
 
     def forward(
-        self, image: Tensor, sources: Tensor, depths: Sequence[Tensor], intrinsics: Tensor
+        self, image: Tensor, sources: Tensor, depths: Sequence[Tensor], intrinsics: Tensor, *, choosy: bool = True
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
@@ -73,6 +73,8 @@ class Neighbours(nn.Module):
             sources: S neighbours of each (B, S, C, H, W).
             depths: (B, 1, H, W) each, the finest first; the n-th is compared at 1 / 2^n of the size.
             intrinsics: (B, 3, 3) in pixels.
+            choosy: count the better neighbour of each pixel alone, and no pixel that fits unmoved. Not before the
+                motions are roughly right: pixels that must fit better than unmoved are those that confirm any motion.
 
         Returns:
             {"loss": the sum, "photometric", and with appearance "flow" and "change": without gradient}.
@@ -86,14 +88,22 @@ class Neighbours(nn.Module):
             wanted, shown, parts = self._lit(target, source)
         terms = []
         for scale, depth in enumerate(depths):
-            terms.append(self._at_scale(scale, depth, image, source, wanted, shown, camera))
+            terms.append(self._at_scale(scale, depth, image, source, wanted, shown, camera, choosy))
         parts["photometric"] = torch.stack([photo for photo, _ in terms]).mean()
         smooth = torch.stack([smoothness for _, smoothness in terms]).mean()
         total = torch.stack([*parts.values()]).sum() + smooth
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 
     def _at_scale(
-        self, scale: int, depth: Tensor, image: Tensor, source: Tensor, wanted: Tensor, shown: Tensor, camera: Camera
+        self,
+        scale: int,
+        depth: Tensor,
+        image: Tensor,
+        source: Tensor,
+        wanted: Tensor,
+        shown: Tensor,
+        camera: Camera,
+        choosy: bool,
     ) -> tuple[Tensor, Tensor]:
         """Photometric loss and weighed smoothness of one of the depths."""
         image, source, wanted, depth = (shrunk(x, scale) for x in (image, source, wanted, depth))
@@ -102,11 +112,15 @@ class Neighbours(nn.Module):
         matrix = camera_matrix(camera.focal, camera.centre, size)
         repeated = depth[:, 0].repeat_interleave(count, 0)
         places, inside = project(repeated, pose_matrix(camera.motion), matrix)
-        moved, unmoved = photometric(look_up(source, places), wanted), photometric(source, wanted)
-        losses, there, still = (x.unflatten(0, (-1, count)).unbind(1) for x in (moved, inside & visible, unmoved))
+        moved, there = photometric(look_up(source, places), wanted), inside & visible
+        if choosy:
+            unmoved = photometric(source, wanted)
+            fit = least(*(x.unflatten(0, (-1, count)).unbind(1) for x in (moved, there, unmoved)))
+        else:
+            fit = masked_mean(moved, there)
         inverse = 1 / depth
         smooth = edge_aware(inverse / inverse.mean((2, 3), keepdim=True), image)
-        return least(losses, there, still), DEPTH_SMOOTHNESS / 2**scale * smooth
+        return fit, DEPTH_SMOOTHNESS / 2**scale * smooth
 
     def _lit(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Targets in the light of their sources, the pixels (P, H, W) that sources show, and the losses of both."""

@@ -31,6 +31,7 @@ class Pieces(Dataset[dict[str, Tensor]]):
         radiometric: how far brightness, contrast and gamma are changed; 0 for not at all.
         zoom: a piece shows at least this share of the frame's height and width, around one of its structures.
         gap: of frames that follow one another in a piece, at most; a draw per piece.
+        leave: share of the pieces in which a structure of the first frame is missing later, where a clip has such.
         seed: of every draw.
     """
 
@@ -45,10 +46,12 @@ class Pieces(Dataset[dict[str, Tensor]]):
         radiometric: float,
         zoom: float,
         gap: int,
+        leave: float,
         seed: int,
     ) -> None:
         self.clips, self.chosen, self.length, self.side = clips, chosen, length, side
-        self.flips, self.radiometric, self.zoom, self.gap, self.seed = flips, radiometric, zoom, gap, seed
+        self.flips, self.radiometric, self.zoom, self.gap, self.leave = flips, radiometric, zoom, gap, leave
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -57,11 +60,15 @@ class Pieces(Dataset[dict[str, Tensor]]):
         index = self.chosen[draw.sample]
         rng = draw_generator(self.seed, draw.epoch, draw.turn, str(index))
         labelled = list(self.clips.labelled(index))
+        leaves = rng.random() < self.leave
         for _ in range(_TRIES):
             sample = self.clips.read(index, _run(rng, labelled, self.length, self.gap))
-            if has_structure(sample["mask"][0]):
+            shown = sample["mask"][0]
+            if leaves:
+                shown = torch.where(torch.isin(shown, lost_labels(sample["mask"])), shown, 0)
+            if has_structure(shown):
                 break
-        window = _window(rng, sample["mask"][0], self.zoom)
+        window = _window(rng, shown, self.zoom)
         image = pictures(sample["image"][..., *window], (0.0, 1.0), self.side)
         mask = F.interpolate(sample["mask"][:, None, *window].float(), size=(self.side, self.side)).long()[:, 0]
         for axis in (-1, -2):
@@ -100,6 +107,13 @@ def _window(rng: np.random.Generator, mask: Tensor, zoom: float) -> tuple[slice,
     return rows, columns
 
 
+def lost_labels(mask: Tensor) -> Tensor:
+    """Labels in the first frame of a label map (T, H, W) that a later frame lacks."""
+    kept = [frame.unique() for frame in mask[1:]]
+    first = mask[0].unique()
+    return first[[not all(label in frame for frame in kept) for label in first]]
+
+
 def has_structure(mask: Tensor, ignored: int = IGNORE_INDEX) -> bool:
     """Whether a label map has a label that is neither background nor ignored."""
     return bool(((mask > 0) & (mask != ignored)).any())
@@ -119,6 +133,7 @@ class TrackingData(LightningDataModule):
         radiometric: how far brightness, contrast and gamma are changed, 0 to 1.
         zoom: a piece shows at least this share of the frame's height and width; 1: all of it.
         gap: between the frames of a piece, at most: faster motion, and more structures that vanish.
+        leave: share of the pieces that show a structure vanish, where a clip has one that does; 0: as they come.
         shots: train on this many clips alone, the first of an order that the seed draws.
         seed: of every draw.
 
@@ -139,16 +154,17 @@ class TrackingData(LightningDataModule):
         radiometric: float = 0.5,
         zoom: float = 1.0,
         gap: int = 1,
+        leave: float = 0.0,
         shots: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(source, ClipSource):
             raise UserError(f"task=tracking learns from clips, {source.spec.name} has images; take data=cine_synthetic")
-        if not 0 < zoom <= 1 or gap < 1:
+        if not 0 < zoom <= 1 or gap < 1 or not 0 <= leave <= 1:
             raise UserError(
-                f"augment.zoom={zoom} gap={gap}: zoom is the least share of a frame that a piece shows, above 0, at "
-                "most 1; gap is at least 1"
+                f"augment.zoom={zoom} gap={gap} leave={leave}: zoom is the least share of a frame that a piece shows, "
+                "above 0, at most 1; gap is at least 1; leave is a share, 0 to 1"
             )
         if clip < 2 or batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or seed < 0:
             raise UserError(
@@ -158,7 +174,7 @@ class TrackingData(LightningDataModule):
             )
         self.source, self.side, self.clip, self.seed = source, side, clip, seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self.flips, self.radiometric, self.zoom, self.gap = flips, radiometric, zoom, gap
+        self.flips, self.radiometric, self.zoom, self.gap, self.leave = flips, radiometric, zoom, gap, leave
         self.shots = shots
 
     def samples(self, split: str) -> Clips:
@@ -184,6 +200,7 @@ class TrackingData(LightningDataModule):
             radiometric=self.radiometric,
             zoom=self.zoom,
             gap=self.gap,
+            leave=self.leave,
             seed=self.seed,
         )
         draws = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size

@@ -16,7 +16,7 @@ from vfmadapt.errors import UserError
 from vfmadapt.heads.endodac import EndoDACHead
 from vfmadapt.model import AdaptedModel
 from vfmadapt.self_depth.geometry import pose_matrix
-from vfmadapt.self_depth.objective import Camera, Neighbours
+from vfmadapt.self_depth.objective import SCALES, Camera, Neighbours
 from vfmadapt.tasks.training import AdapterTask, Schedule
 
 
@@ -38,6 +38,8 @@ class SelfDepthTask(AdapterTask):
         appearance: learn optical flow and the change of light between frames, too.
         width: of the networks that see two frames (published: 64, of ResNet-18).
         blocks: of each of their stages (published: 2).
+        motion_first: share of the steps in which every depth is one and the same and only motions and intrinsics are
+            learnt. They cost little, and without them large motions are never found (published: 0, from small ones).
 
     Raises:
         UserError: data with classes or several values, another head, an impossible setting.
@@ -59,12 +61,16 @@ class SelfDepthTask(AdapterTask):
         appearance: bool = True,
         width: int = 64,
         blocks: int = 2,
+        motion_first: float = 0.0,
     ) -> None:
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         if model.spec.outputs != 1 or not model.spec.values:
             raise UserError(f"task=self_depth learns one depth, {model.spec.name} has none; take data=endo_synthetic")
         if not isinstance(model.head, EndoDACHead):
             raise UserError("task=self_depth needs a head whose depths are all above 0: take head=endodac")
+        if not 0 <= motion_first < 1:
+            raise UserError(f"task.motion_first={motion_first}: a share of the steps, from 0 to less than 1")
+        self.motion_first = motion_first
         model.spec = replace(model.spec, values=(ValueSpec("depth, its scale unknown"),))
         channels = len(model.spec.bands)
         learned = intrinsics == "learned"
@@ -84,8 +90,12 @@ class SelfDepthTask(AdapterTask):
             UserError: the loss is not finite.
         """
         image = batch["image"]
-        depths = self.model.head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
-        parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"])
+        choosy = not self.motion_first or self.global_step >= self.motion_first * self._total_steps()
+        if choosy:
+            depths = self.model.head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
+        else:
+            depths = SCALES * [torch.full_like(image[:, :1], self.model.head.middle)]
+        parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"], choosy=choosy)
         self.log_dict({f"train/{name}": part for name, part in parts.items() if name != "loss"})
         return self.complete(parts["loss"])
 

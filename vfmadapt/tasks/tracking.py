@@ -18,6 +18,7 @@ from vfmadapt.frames.array import ArrayClip
 from vfmadapt.losses import PromptLoss
 from vfmadapt.model import AdaptedModel, normalise
 from vfmadapt.tasks.clicks import boxes_of, jitter, random_place
+from vfmadapt.tasks.clips import lost_labels
 from vfmadapt.tasks.training import AdapterTask, Schedule
 from vfmadapt.tracking.model import Asked, Encoded, TrackingModel
 from vfmadapt.tracking.prompts import Prompt
@@ -200,7 +201,12 @@ def structures(mask: Tensor, ignored: int) -> list[int]:
 
 
 def drawn_objects(mask: Tensor, most: int, ignored: int) -> Tensor:
-    """Structures in the first frame of a label map (T, S, S), at most `most`, drawn at random: bool (O, T, S, S)."""
+    """Structures in the first frame of a label map (T, S, S), at most `most`: bool (O, T, S, S).
+
+    Those that a later frame lacks come first, since they alone teach absence; otherwise the choice is random.
+    """
     labels = structures(mask[0], ignored)
-    chosen = [labels[i] for i in torch.randperm(len(labels))[:most].tolist()]
+    drawn = [labels[i] for i in torch.randperm(len(labels)).tolist()]
+    lost = lost_labels(mask).tolist()
+    chosen = sorted(drawn, key=lambda label: label not in lost)[:most]
     return torch.stack([mask == label for label in chosen]) if chosen else mask.new_zeros((0, *mask.shape)).bool()
