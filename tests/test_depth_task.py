@@ -209,8 +209,8 @@ def test_relative_depth_is_of_a_picture_as_a_whole(endo, tmp_path, write_tiff) -
     with torch.inference_mode():
         wanted = F.interpolate(vfmadapt.load(file).eval()(small), (70, 90), mode="bilinear")[0, 0].numpy()
     assert np.allclose(np.load(told["formats"]["npy"]), wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    other = shutil.copy(file, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="give its adapter_file= alone"):
-        other = shutil.copy(file, tmp_path / "other.safetensors")
         predict.main(compose("predict", [*given[:-1], f"adapter_file=[{file},{other}]"]))
 
 
