@@ -95,9 +95,12 @@ def with_dropout(cfg, spec):
     return model
 
 
-def test_resume_continues_exactly(stack, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "length", [["trainer.max_epochs=4"], ["trainer.max_steps=12", "trainer.max_epochs=-1"]], ids=["epochs", "steps"]
+)
+def test_resume_continues_exactly(stack, tmp_path, monkeypatch, length):
     monkeypatch.setattr(train, "build_model", with_dropout)
-    whole = train.main(config(stack, tmp_path / "whole"))
+    whole = train.main(config(stack, tmp_path / "whole", *length))
     start_epoch = SegmentationTask.on_train_epoch_start
 
     def interrupt(self):
@@ -108,10 +111,10 @@ def test_resume_continues_exactly(stack, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(SegmentationTask, "on_train_epoch_start", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train.main(config(stack, tmp_path / "broken"))
+            train.main(config(stack, tmp_path / "broken", *length))
     assert last(tmp_path / "broken")["global_step"] == 6
     torch.manual_seed(99)
-    resumed = train.main(config(stack, tmp_path / "broken", "resume=true"))
+    resumed = train.main(config(stack, tmp_path / "broken", *length, "resume=true"))
     one, other = last(whole["run"]), last(resumed["run"])
     assert one["global_step"] == other["global_step"] == 12
     assert all(torch.equal(v, other["state_dict"][k]) for k, v in one["state_dict"].items())

@@ -176,6 +176,7 @@ class AdapterTask(LightningModule):
         self.model.load_adapter_state(checkpoint["state_dict"])
         load_state(self.model.backbone.training_state(), checkpoint["training_state"])
         checkpoint["state_dict"] = {}  # nothing is left for Lightning to load
+        _close_epoch(checkpoint["loops"]["fit_loop"])
 
     def _start(self) -> None:
         """Forget what was counted."""
@@ -193,3 +194,18 @@ class AdapterTask(LightningModule):
         if total == float("inf"):
             raise UserError("training has no end: set trainer.max_steps or trainer.max_epochs")
         return int(total)
+
+
+def _close_epoch(loop: dict[str, Any]) -> None:
+    """Count the epoch of a checkpoint as complete where it is over.
+
+    Lightning saves an epoch's end just before it counts it, and a run by `max_steps` then resumes with an epoch without
+    batches, so that all later ones bear another number, and other draws.
+    """
+    progress = loop["epoch_progress"]
+    if progress["total"]["processed"] < progress["total"]["started"]:
+        return
+    for counts in progress.values():
+        counts["completed"] = counts["processed"]
+    batches = loop["epoch_loop.batch_progress"]
+    batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
