@@ -14,7 +14,7 @@ from vfmadapt.build import build_model, compose, data_source, instantiate
 from vfmadapt.errors import UserError
 from vfmadapt.self_depth.geometry import camera_matrix, coverage, look_up, pixels, pose_matrix, project
 from vfmadapt.self_depth.losses import edge_aware, least, ssim
-from vfmadapt.self_depth.networks import MotionNetwork, PairNetwork
+from vfmadapt.self_depth.networks import MotionNetwork, PairNetwork, along_axis
 from vfmadapt.self_depth.objective import Camera, Neighbours
 from vfmadapt.tasks.scenes import SceneData, collate, mirrored, shrunk
 from vfmadapt.tasks.self_depth import path
@@ -130,6 +130,18 @@ def test_networks_begin_at_rest() -> None:
     assert sum(p.numel() for p in eighteen.parameters()) == 11_176_512 + 3 * 64 * 49 + striding  # of six channels
     with pytest.raises(UserError, match=r"task\.width=12"):
         PairNetwork(3, 2, width=12, blocks=1)
+
+
+def test_cells_tell_of_roll_and_forward_motion() -> None:
+    """What a camera's turn about its axis, or its step ahead, does to the points of a plane."""
+    focal, centre = torch.tensor([[0.9, 1.2]]), torch.tensor([[0.45, 0.55]])
+    size = (24, 32)
+    matrix, depth = camera_matrix(focal, centre, size), torch.full((1, *size), 2.0)
+    for motion, want in (([0, 0, 0.02, 0, 0, 0], (0.02, 0.0)), ([0, 0, 0, 0, 0, 0.04], (0.0, 0.02))):
+        places, _ = project(depth, pose_matrix(torch.tensor([motion], dtype=torch.float32)), matrix)
+        across, down = ((places - pixels(size, depth)) / matrix[:, None, None, [0, 1], [0, 1]]).unbind(-1)
+        roll, away = along_axis(torch.stack([-down, across], 1), focal, centre)  # the turns that look the same
+        assert (float(roll), float(away)) == pytest.approx(want, abs=2e-3)
 
 
 def test_given_intrinsics_are_used_and_not_learnt() -> None:
@@ -264,7 +276,7 @@ def test_a_large_turn_is_found_from_all_pixels() -> None:
     optimiser = torch.optim.Adam([turn], 0.01)
     for _ in range(40):
         optimiser.zero_grad()
-        net(texture, source[None], 4 * [depth[None]], matrix, choosy=False)["loss"].backward()
+        net(texture, source[None], 4 * [depth[None]], matrix, phase="turns")["loss"].backward()
         optimiser.step()
     assert float(turn.detach()) == pytest.approx(0.12, abs=0.02)  # a degree
 

@@ -7,6 +7,7 @@ depth and ego-Motion estimation in endoscopy: Appearance flow to the rescue", ht
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from vfmadapt.self_depth.geometry import camera_matrix, coverage, look_up, pixels, pose_matrix, project
 from vfmadapt.self_depth.losses import edge_aware, least, masked_mean, photometric
-from vfmadapt.self_depth.networks import MotionNetwork, PairNetwork
+from vfmadapt.self_depth.networks import FOCAL, STAGES, MotionNetwork, PairNetwork
 
 FLOW_SMOOTHNESS = DEPTH_SMOOTHNESS = 1e-3  # all four as published
 CHANGE_WEIGHT = CHANGE_SMOOTHNESS = 0.01
 VISIBLE = 0.5  # least coverage of a pixel that a neighbour shows
 SCALES = 4  # of the flow's loss: at full size, 1/2, 1/4, 1/8, where large motions become small
+
+Phase = Literal["turns", "motions", "depths"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,23 @@ class Neighbours(nn.Module):
         learned: predict the intrinsics; else they are given.
         appearance: train flow and change of light, too; without, every pixel of a neighbour is compared as it is.
         width, blocks: of the networks.
+        stages, focal: of the one for the motion.
     """
 
-    def __init__(self, channels: int, *, learned: bool, appearance: bool, width: int, blocks: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        learned: bool,
+        appearance: bool,
+        width: int,
+        blocks: int,
+        stages: int = STAGES,
+        focal: float = FOCAL,
+    ) -> None:
         super().__init__()
         self.learned = learned
-        self.motion = MotionNetwork(channels, width=width, blocks=blocks)
+        self.motion = MotionNetwork(channels, width=width, blocks=blocks, stages=stages, focal=focal)
         if not learned:
             self.motion.camera.requires_grad_(False)
         sizes = {"width": width, "blocks": blocks}
@@ -64,7 +78,7 @@ class Neighbours(nn.Module):
         return Camera(motion, focal, centre)
 
     def forward(
-        self, image: Tensor, sources: Tensor, depths: Sequence[Tensor], intrinsics: Tensor, *, choosy: bool = True
+        self, image: Tensor, sources: Tensor, depths: Sequence[Tensor], intrinsics: Tensor, *, phase: Phase = "depths"
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
@@ -73,8 +87,9 @@ class Neighbours(nn.Module):
             sources: S neighbours of each (B, S, C, H, W).
             depths: (B, 1, H, W) each, the finest first; the n-th is compared at 1 / 2^n of the size.
             intrinsics: (B, 3, 3) in pixels.
-            choosy: count the better neighbour of each pixel alone, and no pixel that fits unmoved. Not before the
-                motions are roughly right: pixels that must fit better than unmoved are those that confirm any motion.
+            phase: "turns": only rotations are learnt; "motions": translations, too; "depths": all. Before the last the
+                camera stays as it begins, and all pixels of all neighbours count. Then the better neighbour of each
+                pixel does, and none that fits unmoved: pixels that must fit better than unmoved confirm any motion.
 
         Returns:
             {"loss": the sum, "photometric", and with appearance "flow" and "change": without gradient}.
@@ -82,6 +97,9 @@ class Neighbours(nn.Module):
         count = sources.shape[1]
         target, source = image.repeat_interleave(count, 0), sources.flatten(0, 1)
         camera = self.camera(target, source, intrinsics.repeat_interleave(count, 0))
+        if not (choosy := phase == "depths"):
+            motion = camera.motion if phase == "motions" else F.pad(camera.motion[:, :3], (0, 3))
+            camera = Camera(motion, camera.focal.detach(), camera.centre.detach())
         wanted, shown = target, torch.ones_like(target[:, 0], dtype=torch.bool)
         parts: dict[str, Tensor] = {}
         if self.flow is not None:

@@ -16,7 +16,8 @@ from vfmadapt.errors import UserError
 from vfmadapt.heads.endodac import EndoDACHead
 from vfmadapt.model import AdaptedModel
 from vfmadapt.self_depth.geometry import pose_matrix
-from vfmadapt.self_depth.objective import SCALES, Camera, Neighbours
+from vfmadapt.self_depth.networks import FOCAL, STAGES
+from vfmadapt.self_depth.objective import SCALES, Camera, Neighbours, Phase
 from vfmadapt.tasks.training import AdapterTask, Schedule
 
 
@@ -38,8 +39,11 @@ class SelfDepthTask(AdapterTask):
         appearance: learn optical flow and the change of light between frames, too.
         width: of the networks that see two frames (published: 64, of ResNet-18).
         blocks: of each of their stages (published: 2).
-        motion_first: share of the steps in which every depth is one and the same and only motions and intrinsics are
-            learnt. They cost little, and without them large motions are never found (published: 0, from small ones).
+        stages: of the motion's network (published: 4); fewer for small frames, whose last map needs four cells a side.
+        focal: to begin with, in widths and heights of a frame (published: 1.19; endoscopes: about 0.7).
+        motion_first: share of the steps in which every depth is one and the same, with intrinsics as they begin: only
+            rotations are learnt in the first half of them, then translations, too. They cost little; without them large
+            motions are never found, or explained by translations that shift the whole picture (published: 0).
 
     Raises:
         UserError: data with classes or several values, another head, an impossible setting.
@@ -61,6 +65,8 @@ class SelfDepthTask(AdapterTask):
         appearance: bool = True,
         width: int = 64,
         blocks: int = 2,
+        stages: int = STAGES,
+        focal: float = FOCAL,
         motion_first: float = 0.0,
     ) -> None:
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
@@ -74,7 +80,8 @@ class SelfDepthTask(AdapterTask):
         model.spec = replace(model.spec, values=(ValueSpec("depth, its scale unknown"),))
         channels = len(model.spec.bands)
         learned = intrinsics == "learned"
-        self.neighbours = Neighbours(channels, learned=learned, appearance=appearance, width=width, blocks=blocks)
+        sizes = {"width": width, "blocks": blocks, "stages": stages, "focal": focal}
+        self.neighbours = Neighbours(channels, learned=learned, appearance=appearance, **sizes)
         self.metrics, self.mean_metrics = DepthMetrics(align="median"), DepthMetrics(align="median")
         self._seen: list[dict[str, float]] = []
         self._mean: Tensor | None = None
@@ -90,14 +97,19 @@ class SelfDepthTask(AdapterTask):
             UserError: the loss is not finite.
         """
         image = batch["image"]
-        choosy = not self.motion_first or self.global_step >= self.motion_first * self._total_steps()
-        if choosy:
+        if (phase := self._phase()) == "depths":
             depths = self.model.head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
         else:
             depths = SCALES * [torch.full_like(image[:, :1], self.model.head.middle)]
-        parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"], choosy=choosy)
+        parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"], phase=phase)
         self.log_dict({f"train/{name}": part for name, part in parts.items() if name != "loss"})
         return self.complete(parts["loss"])
+
+    def _phase(self) -> Phase:
+        """What is learnt in this step."""
+        if not self.motion_first or (done := self.global_step / self._total_steps()) >= self.motion_first:
+            return "depths"
+        return "turns" if done < self.motion_first / 2 else "motions"
 
     def validation_step(self, batch: dict[str, Any], *_: Any) -> None:
         """Measure a frame of the val split."""
