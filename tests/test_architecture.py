@@ -91,6 +91,8 @@ def test_imports(name: str, path: Path) -> None:
         assert top not in SHADOWED, f"{name}: write vfmadapt.{imported}"
         if top in OWNERS:
             assert within(name, OWNERS[top]), f"{name} imports {imported}; only {', '.join(OWNERS[top])} may"
+        if layer != "vfmadapt.contracts" and within(imported, ("vfmadapt.contracts",)):
+            assert imported.count(".") < 3, f"{name} imports {imported}; import it from vfmadapt.contracts"
         if layer and top == "vfmadapt" and "." in imported and not within(imported, (layer,)):
             assert within(imported, ALLOWED[layer]), (
                 f"{name} imports {imported}; {layer} may import only {sorted(ALLOWED[layer])}"
