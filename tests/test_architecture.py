@@ -33,9 +33,13 @@ ALLOWED = {
     "vfmadapt._hooks": {*SEAMS, "vfmadapt.kernels", "vfmadapt._streams"},
     "vfmadapt._streams": SEAMS,
     "vfmadapt.self_depth": SEAMS,
+    "vfmadapt._shared_batch": SEAMS,
     "vfmadapt._sites": SEAMS,
     "vfmadapt._state": SEAMS,
-    "vfmadapt.host": {*SEAMS, "vfmadapt.merging", "vfmadapt._hooks", "vfmadapt._sites", "vfmadapt._state"},
+    "vfmadapt.host": {
+        *SEAMS,
+        *(f"vfmadapt.{name}" for name in ("merging", "_hooks", "_shared_batch", "_sites", "_state")),
+    },
     "vfmadapt.objectives": {*SEAMS, "vfmadapt.host", "vfmadapt.backbones.scratch"},
     "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt._state"},
 }
