@@ -33,9 +33,13 @@ ALLOWED = {
     "vfmadapt._hooks": {*SEAMS, "vfmadapt.kernels", "vfmadapt._streams"},
     "vfmadapt._streams": SEAMS,
     "vfmadapt.self_depth": SEAMS,
+    "vfmadapt._shared_batch": SEAMS,
     "vfmadapt._sites": SEAMS,
     "vfmadapt._state": SEAMS,
-    "vfmadapt.host": {*SEAMS, "vfmadapt.merging", "vfmadapt._hooks", "vfmadapt._sites", "vfmadapt._state"},
+    "vfmadapt.host": {
+        *SEAMS,
+        *(f"vfmadapt.{name}" for name in ("merging", "_hooks", "_shared_batch", "_sites", "_state")),
+    },
     "vfmadapt.objectives": {*SEAMS, "vfmadapt.host", "vfmadapt.backbones.scratch"},
     "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt._state"},
 }
@@ -91,6 +95,8 @@ def test_imports(name: str, path: Path) -> None:
         assert top not in SHADOWED, f"{name}: write vfmadapt.{imported}"
         if top in OWNERS:
             assert within(name, OWNERS[top]), f"{name} imports {imported}; only {', '.join(OWNERS[top])} may"
+        if layer != "vfmadapt.contracts" and within(imported, ("vfmadapt.contracts",)):
+            assert imported.count(".") < 3, f"{name} imports {imported}; import it from vfmadapt.contracts"
         if layer and top == "vfmadapt" and "." in imported and not within(imported, (layer,)):
             assert within(imported, ALLOWED[layer]), (
                 f"{name} imports {imported}; {layer} may import only {sorted(ALLOWED[layer])}"

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vfmadapt._hooks import Hooks, Pass
-from vfmadapt._sites import check_batchable, describe, first_block
+from vfmadapt._shared_batch import of_each_copy, repeated, rows_of_copies, rows_of_samples
+from vfmadapt._sites import check_batchable, check_called, check_patchwise, first_block
 from vfmadapt._state import load_state, swap
 from vfmadapt.contracts import (
     Adapter,
@@ -20,7 +20,6 @@ from vfmadapt.contracts import (
     Features,
     Head,
     OnImage,
-    OnLinear,
     Owned,
     PatchBackbone,
     Prompts,
@@ -92,13 +91,7 @@ class AdaptedBackbone(nn.Module):
         if not isinstance(self.backbone, PatchBackbone):
             raise UserError(f"{self.spec.name} attends within windows, so patches cannot be hidden; take a plain ViT")
         for name in self.active:
-            if not all(
-                isinstance(site, Owned) or (isinstance(site, OnLinear) and not site.spatial)
-                for site in self._sites[name]
-            ):
-                raise UserError(
-                    f"adapter {name} needs the whole grid, so patches cannot be hidden; take explora or full"
-                )
+            check_patchwise(name, self._sites[name])
         with self._hooks.running(Pass(self.backbone.grid_size(*image.shape[-2:]))):
             return self.backbone.tokens(image, keep=keep, blank=blank)
 
@@ -128,21 +121,13 @@ class AdaptedBackbone(nn.Module):
         """
         self._use_together(groups)
         batch, copies = image.shape[0], len(groups)
-        routes = {name: (k * batch, (k + 1) * batch) for k, group in enumerate(groups) for name in group}
         shared = min((first_block(self._sites[name]) for group in groups for name in group), default=0)
+        routes = rows_of_copies(groups, batch)
         state = Pass(self.backbone.grid_size(*image.shape[-2:]), routes, copies * batch, copies)
         first = self.backbone.place("patch_embed", 0).module if shared < 0 else self.backbone.blocks()[shared]
-        handle = first.register_forward_pre_hook(partial(_repeat, copies), prepend=True)
-        try:
+        with repeated(first, copies):
             features = self._forward(image, layers, state)
-        finally:
-            handle.remove()
-        whole = replace(
-            features,
-            grids=tuple(_whole(grid, copies * batch) for grid in features.grids),
-            prefix=tuple(_whole(prefix, copies * batch) for prefix in features.prefix),
-        )
-        return [replace(whole.rows(k * batch, (k + 1) * batch), image=image) for k in range(copies)]
+        return of_each_copy(features, image, copies)
 
     @torch.no_grad()
     def routed(self, image: Tensor, layers: Sequence[int], groups: Sequence[Sequence[str]]) -> Features:
@@ -151,13 +136,7 @@ class AdaptedBackbone(nn.Module):
         Samples of one group must follow one another. Raises as `each` does.
         """
         self._use_together(groups)
-        routes: dict[str, tuple[int, int]] = {}
-        for sample, group in enumerate(groups):
-            for name in group:
-                first, last = routes.get(name, (sample, sample))
-                if last != sample:
-                    raise ValueError(f"samples of adapter {name} do not follow one another")
-                routes[name] = first, sample + 1
+        routes = rows_of_samples(groups)
         return self._forward(image, layers, Pass(self.backbone.grid_size(*image.shape[-2:]), routes, len(groups)))
 
     def _use_together(self, groups: Sequence[Sequence[str]]) -> None:
@@ -339,12 +318,7 @@ class AdaptedBackbone(nn.Module):
             self(image, [self.spec.depth - 1])
         fired, self._hooks.fired, self._losses = self._hooks.fired, None, []
         for name in names:
-            declared = [i for i, s in enumerate(self._sites[name]) if not isinstance(s, OnImage | Owned)]
-            if missed := [i for i in declared if (name, i) not in fired]:
-                raise UserError(
-                    f"adapter {name}: {len(missed)} of {len(declared)} sites are never called by {self.spec.name}, "
-                    f"the first is {describe(self._sites[name][missed[0]])}; this pair does not work together"
-                )
+            check_called(name, self._sites[name], fired, self.spec.name)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -352,12 +326,3 @@ class AdaptedBackbone(nn.Module):
         self.train(False)
         yield
         self.train(was)
-
-
-def _whole(tensor: Tensor, samples: int) -> Tensor:
-    """Features from before the batch was repeated serve every copy."""
-    return tensor.repeat(samples // tensor.shape[0], *(1,) * (tensor.ndim - 1))
-
-
-def _repeat(copies: int, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0].repeat(copies, *(1,) * (args[0].ndim - 1)), *args[1:])
