@@ -13,8 +13,6 @@ from vfmadapt.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from vfmadapt.automatic import ObjectMapper
-    from vfmadapt.bank import Bank
     from vfmadapt.contracts import DataSpec
     from vfmadapt.model import AdaptedModel
     from vfmadapt.raster.predict import PredictResult
@@ -84,9 +82,8 @@ def _clip(cfg: "DictConfig") -> dict[str, Any]:
     return predict_clip(cfg)
 
 
-def _mapped(
-    cfg: "DictConfig", model: "AdaptedModel | Bank | ObjectMapper", source: str, output: Path
-) -> dict[str, Any]:
+def _mapped(cfg: "DictConfig", model: Any, source: str, output: Path) -> dict[str, Any]:
+    """Map with a model of any kind that a raster can be mapped with: a `Segmenter` or a `Bank`."""
     from vfmadapt.bank import Bank
     from vfmadapt.predict_values import check_formats
     from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster

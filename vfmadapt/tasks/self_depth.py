@@ -96,11 +96,11 @@ class SelfDepthTask(AdapterTask):
         Raises:
             UserError: the loss is not finite.
         """
-        image = batch["image"]
+        image, head = batch["image"], self.model.head
+        assert isinstance(head, EndoDACHead)
+        depths: Sequence[Tensor] = SCALES * [torch.full_like(image[:, :1], head.middle)]
         if (phase := self._phase()) == "depths":
-            depths = self.model.head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
-        else:
-            depths = SCALES * [torch.full_like(image[:, :1], self.model.head.middle)]
+            depths = head.supervised(self.model.features(image), (image.shape[-2], image.shape[-1]))
         parts = self.neighbours(image, batch["sources"], depths, batch["intrinsics"], phase=phase)
         self.log_dict({f"train/{name}": part for name, part in parts.items() if name != "loss"})
         return self.complete(parts["loss"])

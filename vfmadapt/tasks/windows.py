@@ -65,6 +65,8 @@ class WholePicture(nn.Module):
         side: of the picture that the model sees, at most, in pixels.
     """
 
+    side: Tensor
+
     def __init__(self, model: Any, size: tuple[int, int], side: int) -> None:
         super().__init__()
         self.model, self.spec, self.size = model, model.spec, size
