@@ -26,6 +26,7 @@ _NULL_DEFAULT: dict[str, Any] = {
     "index": int,
     "input": str,
     "of": int,
+    "objects.classes": str | list[str],
     "offset": float,
     "output": str,
     "ray.actors": int,

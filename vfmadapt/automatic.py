@@ -1,11 +1,14 @@
-"""All objects of an image though nobody points at any: a grid of points asks for them."""
+"""All objects of an image though nobody points at any: a grid of points asks for them, or a head tells them apart."""
 
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor, nn
 
-from vfmadapt.contracts import MaskPrompts
+from vfmadapt.contracts import Instances, MaskPrompts
+from vfmadapt.errors import UserError
+from vfmadapt.model import AdaptedModel
 from vfmadapt.promptable import PromptableModel
 
 AT_ONCE = 64  # points that are answered together, ...
@@ -85,6 +88,59 @@ class ObjectMapper(nn.Module):
         masks = logits > 0
         counts = masks.flatten(1).any(1) & (scores >= self.grid.quality) & (stability(logits) >= self.grid.stability)
         return masks[counts], scores[counts], 1.0 + index[counts]
+
+
+class InstanceMapper(nn.Module):
+    """Image in sensor units -> which object of which class each pixel belongs to; for `vfmadapt.predict_raster`.
+
+    Those of the model's instances count that are of the classes and sure enough. What overlaps is settled as by
+    `ObjectMapper`: of two in about the same box the surer one stays, and the smaller one lies on top.
+
+    Args:
+        model: its head tells objects apart.
+        classes: names of those whose objects are wanted.
+        quality: the least score of an object, 0..1; by default it is likelier right than wrong.
+
+    Raises:
+        UserError: a head that tells no objects apart, an unknown class, a score out of its range.
+    """
+
+    def __init__(self, model: AdaptedModel, classes: Sequence[str], *, quality: float = 0.5) -> None:
+        super().__init__()
+        names = [c.name for c in model.spec.classes]
+        if not model.head.regions:
+            raise UserError(
+                f"objects.classes={list(classes)}: this model's {type(model.head).__name__} has not learned to tell "
+                "objects of a class apart; train with head=eomt head.regions=true, or leave objects.classes out"
+            )
+        if not classes or (unknown := sorted({*classes} - {*names})):
+            given = f"no class {unknown[0]!r}" if classes else "no class"
+            raise UserError(f"objects.classes={list(classes)}: {given}; the model has {', '.join(names)}, or write all")
+        if not 0 <= quality <= 1:
+            raise UserError(f"objects.quality={quality:g}: allowed are scores from 0 to 1")
+        self.model, self.quality = model, quality
+        self.spec = replace(model.spec, objects=True)
+        self.wanted: Tensor
+        self.register_buffer("wanted", torch.tensor([name in classes for name in names]), persistent=False)
+        # a buffer, so that maps made with another score are not taken for this one's
+        self.register_buffer("settings", torch.tensor(quality), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Images (B, C, H, W) in sensor units, `valid` bool (B, H, W) -> float32 (B, 1, H, W), as `DataSpec` says."""
+        pairs = zip(self.model.instances(image, valid), valid, strict=True)
+        return torch.stack([self._numbers(found, usable) for found, usable in pairs])
+
+    def _numbers(self, found: Instances, valid: Tensor) -> Tensor:
+        """The objects of an image, `valid` (H, W) -> (1, H, W)."""
+        masks = found.masks & valid
+        counts = self.wanted[found.classes] & (found.scores >= self.quality) & masks.flatten(1).any(1)
+        masks, classes = masks[counts], found.classes[counts]
+        numbers = 1.0 + classes + len(self.wanted) * torch.arange(len(classes), device=classes.device)
+        labels = valid.new_zeros((1, *valid.shape), dtype=torch.float32)
+        for index in kept(masks, found.scores[counts]):
+            labels[0, masks[index]] = numbers[index]
+        return labels
 
 
 def grid_of_points(per_side: int, valid: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from vfmadapt.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from vfmadapt.automatic import InstanceMapper, ObjectMapper
     from vfmadapt.contracts import DataSpec
     from vfmadapt.model import AdaptedModel
     from vfmadapt.raster.predict import PredictResult
@@ -29,10 +30,10 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     Returns:
         "map", "scores", "polygons" and "preview" (paths, None if not asked for), "pixels_per_class", "shares" (of the
         pixels with data), "values" (least, greatest, mean and deviation of each, of a model that gives values),
-        "objects" (how many, of a model that answers prompts), "area_km2" (None without a projected CRS), "void" (pixels
-        without data), "size" [height, width] and "seconds"; of several adapter files "maps", all that by name; of one
-        part of an array job, "blocks": how many were computed now; of a volume or video what `predict_clip` gives, or
-        `predict_value_clip`; "formats": paths of further files of values, by format.
+        "objects" (how many, of a map of objects) and "objects_per_class", "area_km2" (None without a projected CRS),
+        "void" (pixels without data), "size" [height, width] and "seconds"; of several adapter files "maps", all that by
+        name; of one part of an array job, "blocks": how many were computed now; of a volume or video what
+        `predict_clip` gives, or `predict_value_clip`; "formats": paths of further files of values, by format.
 
     Raises:
         UserError: as `predict_raster` and `vfmadapt.checkpoint.load` do.
@@ -55,20 +56,32 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source = one_raster(cfg.input, output)
     raster_info(source)  # before the seconds that a model takes to load
 
-    from vfmadapt.automatic import ObjectMapper
     from vfmadapt.bank import load_many
     from vfmadapt.checkpoint import load
-    from vfmadapt.promptable import PromptableModel
 
     named = _named(cfg)
-    if named is not None:
-        return _mapped(cfg, load_many(named), source, output)
-    model = load(cfg.adapter_file)
+    if named is None:
+        return _mapped(cfg, _mapper(load(cfg.adapter_file), plain(cfg)["objects"]), source, output)
+    if cfg.objects.classes is not None:
+        raise UserError("objects.classes= goes with one adapter_file=; leave it out, or map the objects by themselves")
+    return _mapped(cfg, load_many(named), source, output)
+
+
+def _mapper(model: "AdaptedModel", settings: dict[str, Any]) -> "AdaptedModel | ObjectMapper | InstanceMapper":
+    """What maps with a model: itself, or objects where it answers prompts or the settings name their classes."""
+    from vfmadapt.automatic import InstanceMapper, ObjectMapper
+    from vfmadapt.promptable import PromptableModel
+
+    classes = settings.pop("classes")
+    if classes is not None:
+        given = {name: value for name, value in settings.items() if value is not None}
+        names = [c.name for c in model.spec.classes] if classes == "all" else classes
+        check_arguments(InstanceMapper, "objects", given)
+        return InstanceMapper(model, [names] if isinstance(names, str) else names, **given)
     if isinstance(model, PromptableModel):
-        settings = plain(cfg)["objects"]
         check_arguments(ObjectMapper, "objects", settings)
-        return _mapped(cfg, ObjectMapper(model, **settings), source, output)
-    return _mapped(cfg, model, source, output)
+        return ObjectMapper(model, **settings)
+    return model
 
 
 def _clip(cfg: "DictConfig") -> dict[str, Any]:
@@ -76,6 +89,8 @@ def _clip(cfg: "DictConfig") -> dict[str, Any]:
     from vfmadapt.predict_clip import predict_clip
     from vfmadapt.predict_values import predict_value_clip
 
+    if cfg.objects.classes is not None:
+        raise UserError(f"objects.classes= is for rasters; leave it out for a volume or video such as {cfg.input}")
     data = read_header(cfg.adapter_file)["data"]
     if data is not None and data.get("values"):
         return predict_value_clip(cfg, data_spec(data))
@@ -191,6 +206,8 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
         log.info("  %-16s %g to %g, mean %g", name, found.least, found.greatest, found.mean)
     if result.objects is not None:
         log.info("  %-16s %d", "objects", result.objects)
+    for name, count in result.objects_per_class.items():
+        log.info("  %-16s %d", name, count)
     log.info("map: %s", result.path)
     if result.scores is not None:
         log.info("scores: %s", result.scores)
@@ -207,6 +224,7 @@ def _told(result: "PredictResult", preview: Path | None) -> dict[str, Any]:
         "shares": result.shares,
         "values": {name: asdict(found) for name, found in result.values.items()},
         "objects": result.objects,
+        "objects_per_class": result.objects_per_class,
         "area_km2": result.area_km2,
         "void": result.void,
         "size": list(result.size),

@@ -44,8 +44,9 @@ class DataSpec:
     """What a data set promises: bands in order, classes by label, per-band mean and std in sensor units.
 
     A model of `values` instead has no classes: its output (B, K, H, W) are K values in their units, not logits. One of
-    `objects` has neither: its output (B, 1, H, W) says which object of the image each pixel belongs to, a whole number
-    from 1 to 2**24 - 1, or 0 for none and where the image is not valid.
+    `objects` says which object of the image each pixel belongs to: its output (B, 1, H, W) holds whole numbers from 1
+    to 2**24 - 1, and 0 for none and where the image is not valid. If it has K classes, too, a number is 1 + the class
+    of the object + a multiple of K.
     """
 
     name: str
@@ -58,9 +59,9 @@ class DataSpec:
     objects: bool = False
 
     def __post_init__(self) -> None:
-        kinds = [kind for kind in ("classes", "values", "objects") if getattr(self, kind)]
-        if len(kinds) > 1:
-            raise UserError(f"{self.name} has {' and '.join(kinds)}; a model gives one of these, so keep one")
+        if self.values and (self.classes or self.objects):
+            other = "classes" if self.classes else "objects"
+            raise UserError(f"{self.name} has {other} and values; a model gives one of these, so keep one")
 
     @property
     def outputs(self) -> int:

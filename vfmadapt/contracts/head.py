@@ -24,9 +24,13 @@ class Instances:
 
 
 class Head(nn.Module):
-    """Features -> logits. `layers` are the blocks whose grids it wants, in order."""
+    """Features -> logits. `layers` are the blocks whose grids it wants, in order.
+
+    `regions`: it has learned to tell the connected regions of a class apart, so that `instances` are objects.
+    """
 
     layers: tuple[int, ...]
+    regions = False
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Features -> logits (B, K, H, W) for `size` = (H, W) of the image."""

@@ -197,7 +197,7 @@ def merge(
         UserError: blocks are missing or damaged, or the disk is full.
     """
     collected = collect(folder, plan)
-    classes = [ClassSpec(name, colour) for name, colour in plan.classes]
+    classes = [] if plan.objects else [ClassSpec(name, colour) for name, colour in plan.classes]
     info = shifted(raster_info(plan.source), plan.window)
     tags = tags_of(collected)
     try:
@@ -214,7 +214,8 @@ def merge(
             target = polygons_of(folder.output, polygons)
             temporary = folder.path / target.name
             temporary.unlink(missing_ok=True)  # of a run that was killed
-            write_polygons(folder.output, temporary, info, [c.name for c in classes])
+            names = [name for name, _ in plan.classes]
+            write_polygons(folder.output, temporary, info, names, collected.object_classes)
             publish(temporary, target)
     except (OSError, UserError) as error:
         if is_full(error):

@@ -22,7 +22,8 @@ from vfmadapt.raster.write import NODATA, Band, nodata_of
 class Collected:
     """All blocks of a plan: what they count (see `Block`), statistics of each value, the full image of each file.
 
-    In a map of objects the image holds keys, and `numbering` says what becomes of them.
+    In a map of objects the image holds keys, and `numbering` says what becomes of them; `object_classes` (n,) are the
+    labels of its objects' classes, None without classes.
     """
 
     counts: NDArray[np.int64]
@@ -30,6 +31,7 @@ class Collected:
     forwarded: int
     images: dict[str, Level]
     numbering: Numbering | None
+    object_classes: NDArray[np.int64] | None
 
     @property
     def known(self) -> int:
@@ -76,7 +78,9 @@ def collect(folder: BlockFolder, plan: Plan) -> Collected:
     images = {f: _image(folder, plan, f, sizes[f], offsets[f]) for f in plan.files}
     known = int(counts[:NODATA].sum())
     numbers = numbering(np.unique(np.concatenate(keys)), np.concatenate(links)) if plan.objects else None
-    return Collected(counts, tuple(statistics(one, known) for one in found_moments), forwarded, images, numbers)
+    classes = None if numbers is None or not plan.classes else numbers.classes(len(plan.classes))
+    values = tuple(statistics(one, known) for one in found_moments)
+    return Collected(counts, values, forwarded, images, numbers, classes)
 
 
 def bands_of(plan: Plan, collected: Collected, name: str) -> list[Band]:

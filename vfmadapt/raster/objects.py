@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vfmadapt.raster.tiling import TileGrid
 
 _BITS = 24  # of a key for the number in the tile: what float32, in which models give it, counts without a gap
+_NUMBER = (1 << _BITS) - 1
 
 
 class Stitcher:
@@ -104,6 +105,15 @@ class Numbering:
             return np.zeros(keys.shape, dtype=np.uint32)
         at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         return np.where(self.keys[at] == keys, self.numbers[at], np.uint32(0))
+
+    def classes(self, count: int) -> NDArray[np.int64]:
+        """The class of each object, the first being number 1: of the `count` the one that most of its tiles say."""
+        said = (self.numbers.astype(np.int64) - 1) * count + ((self.keys & _NUMBER) - 1) % count
+        said, tiles = np.unique(said, return_counts=True)
+        said = said[np.lexsort((-said, tiles))]  # what is said last counts: by most tiles, and then the lowest class
+        found = np.zeros(self.count, dtype=np.int64)
+        found[said // count] = said % count
+        return found
 
 
 def numbering(keys: NDArray[np.int64], links: NDArray[np.int64]) -> Numbering:

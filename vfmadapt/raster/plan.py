@@ -24,8 +24,8 @@ class Plan:
     `source` is the raster's path, `source_hash` and `model_hash` tell whether it or the model has changed; `height` and
     `width` are the raster's; `window` is the part that is mapped; `block` a multiple of `SIDE`; `mix` is
     what is made of the `bands` (see `vfmadapt.raster.reduction`), None where they are the model's; `classes` are (name,
-    (red, green, blue)), or `values` are (name, unit) where the model gives those instead, or neither where it gives
-    `objects`; `layers` are of `LAYERS`; `compute` says device type, dtype, kernels and versions.
+    (red, green, blue)), or `values` are (name, unit) where the model gives those instead; where it gives `objects`,
+    `classes` are theirs, or none; `layers` are of `LAYERS`; `compute` says device type, dtype, kernels and versions.
     """
 
     source: str

@@ -7,6 +7,7 @@ pieces until nothing can be added to them. So memory follows the outlines of the
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -49,18 +50,26 @@ def check_polygons(form: str | None, info: RasterInfo, values: Sequence[Any]) ->
         raise UserError(f"polygons={form} needs {' and '.join(missing)}; run pip install 'vfmadapt[geo]'")
 
 
-def write_polygons(labels: Path, target: Path, info: RasterInfo, classes: Sequence[str]) -> None:
+def write_polygons(
+    labels: Path,
+    target: Path,
+    info: RasterInfo,
+    classes: Sequence[str],
+    object_classes: NDArray[np.int64] | None = None,
+) -> None:
     """Write the regions of a map, in the format that the ending of `target` names.
 
     Pixels belong together where they share a side and the class. Columns: class, name, pixels, area_m2 (on the
     projection; without a projected CRS there is none), geometry (columns and rows of pixels without a transform). Of
-    objects the first is object, the number, without a name; the parts of one that is not connected have a row each.
+    objects the first is object, the number, and class and name are there where objects have classes; the parts of one
+    that is not connected have a row each.
 
     Args:
         labels: the map, as `predict_raster` writes it.
         target: a new file.
         info: of the map: CRS and transform.
-        classes: names in the order of the labels; none for a map of objects.
+        classes: names in the order of the labels; none for a map of objects without classes.
+        object_classes: label of each object's class, in the order of their numbers, for a map of objects with classes.
 
     Raises:
         UserError: the file cannot be written.
@@ -73,9 +82,10 @@ def write_polygons(labels: Path, target: Path, info: RasterInfo, classes: Sequen
     with open_raster(labels) as raster:
         height, width = raster.info.height, raster.info.width
         found = regions(read, height, width, _SIDE)
-        tables = (_table(rows, info, classes) for rows in iter(lambda: list(islice(found, _AT_ONCE)), []))
+        columns = partial(_table, info=info, classes=classes, object_classes=object_classes)
+        tables = map(columns, iter(lambda: list(islice(found, _AT_ONCE)), []))
         try:
-            write(target, info, chain([_table([], info, classes)], tables))
+            write(target, info, chain([columns([])], tables))
         except RuntimeError as error:  # pyogrio's errors; those of a full disk among them
             raise UserError(f"cannot write {target.name}: {' '.join(str(error).split())}") from error
 
@@ -198,7 +208,9 @@ def _united(pieces: list[Any]) -> Any:
     return shapely.simplify(shapely.get_parts(shapely.coverage_union_all(dense))[0], 0, preserve_topology=False)
 
 
-def _table(rows: Sequence[Region], info: RasterInfo, classes: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _table(
+    rows: Sequence[Region], info: RasterInfo, classes: Sequence[str], object_classes: NDArray[np.int64] | None
+) -> dict[str, NDArray[Any]]:
     """The columns of some regions."""
     import shapely
 
@@ -210,9 +222,12 @@ def _table(rows: Sequence[Region], info: RasterInfo, classes: Sequence[str]) -> 
 
     polygons, labels = np.array([p for _, p in rows], dtype=object), np.array([n for n, _ in rows], dtype=np.int64)
     pixels = np.rint(shapely.area(polygons)).astype(np.int64)
-    table: dict[str, NDArray[Any]] = {"object": labels}
+    table: dict[str, NDArray[Any]] = {}
+    if object_classes is not None or not classes:
+        table["object"] = labels
     if classes:
-        table = {"class": labels.astype(np.int32), "name": np.array([classes[n] for n in labels], dtype=object)}
+        of = labels if object_classes is None else object_classes[labels - 1]
+        table |= {"class": of.astype(np.int32), "name": np.array([classes[n] for n in of], dtype=object)}
     table["pixels"] = pixels
     if info.pixel_m2 is not None:
         table["area_m2"] = pixels * info.pixel_m2

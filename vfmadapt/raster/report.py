@@ -5,6 +5,8 @@ import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from vfmadapt.raster.io import RasterInfo
 from vfmadapt.raster.job import Work, file_of
 from vfmadapt.raster.merge import Collected
@@ -19,9 +21,10 @@ class PredictResult:
 
     `size` is (height, width); `pixels` and `area_km2` go by class name, the latter is None unless the CRS is projected
     (it is the area on that projection); `values` are statistics by name where the model gives values instead, `objects`
-    is the number of objects, and `pixels` are those in "object" and in "none", where it gives objects; `void`
-    counts pixels without data; `scores` is the file of probabilities, entropy and disagreement, `polygons` that of the
-    regions, if asked for; `seconds` is the time that it took in all, `model_seconds` in the model.
+    is the number of objects, and `pixels` are those in "object" and in "none", where it gives objects;
+    `objects_per_class` leaves out classes without any; `void` counts pixels without data; `scores` is the file of
+    probabilities, entropy and disagreement, `polygons` that of the regions, if asked for; `seconds` is the time that it
+    took in all, `model_seconds` in the model.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class PredictResult:
     values: dict[str, Statistics] = field(default_factory=dict)
     polygons: Path | None = None
     objects: int | None = None
+    objects_per_class: dict[str, int] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -57,14 +61,31 @@ def map_result(output: Path, info: RasterInfo, plan: Plan, collected: Collected,
     values = {name: found for (name, _), found in named} if collected.known else {}
     objects = None if collected.numbering is None else collected.numbering.count
     return PredictResult(
-        output, size, pixels, int(counts[NODATA]), area, seconds, scores, values=values, objects=objects
+        output,
+        size,
+        pixels,
+        int(counts[NODATA]),
+        area,
+        seconds,
+        scores,
+        values=values,
+        objects=objects,
+        objects_per_class=_per_class(plan, collected),
     )
+
+
+def _per_class(plan: Plan, collected: Collected) -> dict[str, int]:
+    if collected.object_classes is None:
+        return {}
+    labels, counts = np.unique(collected.object_classes, return_counts=True)
+    return {plan.classes[label][0]: int(count) for label, count in zip(labels, counts, strict=True)}
 
 
 def statistics_tags(result: PredictResult) -> dict[str, str]:
     """What the map's own tags say of its classes or objects."""
     if result.objects is not None:
-        return {"OBJECTS": str(result.objects)}
+        tags = {"OBJECTS": str(result.objects)}
+        return tags | ({"CLASS_OBJECTS": json.dumps(result.objects_per_class)} if result.objects_per_class else {})
     if result.values:
         return {}
     tags = {
