@@ -79,9 +79,15 @@ class SelfDepthTask(AdapterTask):
         self.motion_first = motion_first
         model.spec = replace(model.spec, values=(ValueSpec("depth, its scale unknown"),))
         channels = len(model.spec.bands)
-        learned = intrinsics == "learned"
-        sizes = {"width": width, "blocks": blocks, "stages": stages, "focal": focal}
-        self.neighbours = Neighbours(channels, learned=learned, appearance=appearance, **sizes)
+        self.neighbours = Neighbours(
+            channels,
+            learned=intrinsics == "learned",
+            appearance=appearance,
+            width=width,
+            blocks=blocks,
+            stages=stages,
+            focal=focal,
+        )
         self.metrics, self.mean_metrics = DepthMetrics(align="median"), DepthMetrics(align="median")
         self._seen: list[dict[str, float]] = []
         self._mean: Tensor | None = None
