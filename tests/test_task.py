@@ -370,6 +370,8 @@ def test_checkpoint_holds_no_frozen_tensor_and_loads_strictly(tmp_path):
 class Pixelwise(nn.Module):
     """Logits that depend on each pixel alone, so windows must not show."""
 
+    spec = SPEC
+
     def forward(self, image, valid):
         assert max(image.shape[-2:]) <= 16
         return torch.cat([image * valid[:, None], 1 - image], 1)
