@@ -102,14 +102,13 @@ def _mapped(cfg: "DictConfig", model: Any, source: str, output: Path) -> dict[st
     from vfmadapt.bank import Bank
     from vfmadapt.predict_values import check_formats
     from vfmadapt.raster.predict import RayCluster, Settings, predict_many, predict_part, predict_raster
-    from vfmadapt.tasks.windows import is_relative
 
     check_formats(cfg, getattr(model, "spec", None))
     given = plain(cfg)
     if isinstance(model, Bank):
-        if any(spec.values and spec.values[0].inverse for spec in model.specs.values()):
+        if any(spec.relative for spec in model.specs.values()):
             raise UserError("a model of relative depth sees a picture as a whole; give its adapter_file= alone")
-    elif is_relative(model):
+    elif model.spec.relative:
         model, given["tile"] = _whole_picture(model, source, cfg.tile)
     run: dict[str, Any] = {"restart": cfg.restart, "progress": True}
     if cfg.engine == "ray":  # which device, the cluster says

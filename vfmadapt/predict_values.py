@@ -39,7 +39,7 @@ def check_formats(cfg: "DictConfig", spec: "DataSpec | None") -> list[str]:
         raise UserError(f"formats={wanted} are for one model that gives depth or other values; leave it out")
     if "ply" in wanted and cfg.focal is None:
         raise UserError("formats=[ply] needs focal=, the camera's focal length in pixels of this image")
-    if "ply" in wanted and spec is not None and spec.values[0].inverse:
+    if "ply" in wanted and spec is not None and spec.relative:
         raise UserError("formats=[ply] needs depth in units; the model gives relative inverse depth")
     return wanted
 
@@ -95,7 +95,6 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
     from vfmadapt.checkpoint import load
     from vfmadapt.device import choose_device
     from vfmadapt.frames import open_clip
-    from vfmadapt.tasks.windows import is_relative
 
     if given := [key for key in _RASTER_KEYS if cfg[key] is not None]:
         raise UserError(f"{given[0]}= is for rasters; leave it out for a video such as {cfg.input}")
@@ -113,9 +112,8 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
         shape = (len(clip), *clip.info.size)
         with atomic_path(output) as temporary:
             values = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
-            for index, found in _frames(
-                model, clip, side=cfg.tile if is_relative(model) else max(cfg.tile, *clip.info.size)
-            ):
+            side = cfg.tile if spec.relative else max(cfg.tile, *clip.info.size)
+            for index, found in _frames(model, clip, side=side):
                 values[index] = found
             values.flush()
             preview = _video(clip, values, spec, output) if cfg.preview else None

@@ -64,6 +64,11 @@ class DataSpec:
             raise UserError(f"{self.name} has {other} and values; a model gives one of these, so keep one")
 
     @property
+    def relative(self) -> bool:
+        """Whether a model gives inverse depth, of unknown scale and shift for each image."""
+        return bool(self.values) and self.values[0].inverse
+
+    @property
     def outputs(self) -> int:
         """Channels that a model of this data gives, one for each class or value; one for objects."""
         return 1 if self.objects else len(self.values or self.classes)

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from vfmadapt.raster.tiling import TileGrid, window
 
 
-def is_relative(model: Any) -> bool:
-    """Whether a model gives inverse depth of unknown scale and shift."""
-    values = model.spec.values
-    return bool(values) and values[0].inverse
-
-
-def whole_image(model: nn.Module, image: Tensor, valid: Tensor, *, side: int) -> Tensor:
+def whole_image(model: Any, image: Tensor, valid: Tensor, *, side: int) -> Tensor:
     """Logits of whole images: in one go up to `side` pixels per side, else by overlapping windows, blended.
 
     A model of relative depth sees a larger image as a whole, shrunk: its values have another scale and shift for every
@@ -25,7 +19,7 @@ def whole_image(model: nn.Module, image: Tensor, valid: Tensor, *, side: int) ->
     overlap by a quarter and lie inside the image.
     """
     height, width = image.shape[-2:]
-    if max(height, width) > side and is_relative(model):
+    if max(height, width) > side and model.spec.relative:
         return _shrunk(model, image, valid, side)
     if max(height, width) <= side:
         logits: Tensor = model(image, valid)
@@ -47,7 +41,7 @@ def whole_image(model: nn.Module, image: Tensor, valid: Tensor, *, side: int) ->
     return sums / total
 
 
-def _shrunk(model: nn.Module, image: Tensor, valid: Tensor, side: int) -> Tensor:
+def _shrunk(model: Any, image: Tensor, valid: Tensor, side: int) -> Tensor:
     """Values of images whose longer side is brought to `side` pixels, at the images' own size."""
     whole = image.shape[-2:]
     size = [max(round(n * side / max(whole)), 1) for n in whole]
