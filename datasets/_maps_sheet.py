@@ -12,10 +12,10 @@ from vfmadapt.datasets._maps_lines import draw_paths, draw_railway, draw_river, 
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._maps_relief import draw_contours, draw_hachures, make_ground
 from vfmadapt.datasets._maps_scan import scan
-from vfmadapt.datasets._maps_styles import TRAIN_STYLES, Style
+from vfmadapt.datasets._maps_styles import Style, mixed_style
 from vfmadapt.datasets._procedural import Size, coordinates
 
-VERSION = 2
+VERSION = 3
 """Of the generator; another one draws other sheets from the same seeds."""
 
 
@@ -29,10 +29,10 @@ class Sheet:
 
 
 def render_sheet(seed: int, *, size: Size = (256, 256), style: Style | None = None) -> Sheet:
-    """One piece of a map sheet drawn by `seed`, in a style or in one of the training styles."""
+    """One piece of a map sheet drawn by `seed`, in a style or in a mixture of the training styles."""
     rng = np.random.default_rng([seed, 4])  # 4: the stream of labelled maps
-    chosen = TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
-    plates = Plates(rng, size, style or chosen)
+    mixed = mixed_style(rng)
+    plates = Plates(rng, size, style or mixed)
     river = curve(rng, size, step=14, turn=0.22) if rng.random() < 0.7 else None
     make_ground(plates, river)
     _ground(plates)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 Range = tuple[float, float]
 Rgb = tuple[float, float, float]
 Tint = tuple[Rgb, Rgb]
@@ -128,7 +130,7 @@ TOURIST = Style(  # printed in six colours
         "green": ((0.66, 0.84, 0.58), (0.82, 0.93, 0.74)),
         "red": ((0.80, 0.28, 0.16), (0.96, 0.55, 0.35)),
     },
-    railways=(Railway("blocks", (6.5, 10), (1.2, 1.8), (12, 20)), Railway("rails", (9, 13), (1.6, 2.8))),
+    railways=(Railway("blocks", (6.5, 10), (1.2, 1.8), (12, 20)), Railway("rails", (9, 13), (2.2, 3.2))),
     roads=(Road((8, 13), (0.8, 1.4), (0.8, 1.4), fill="red"), _SECOND, _TRACK),
     rivers="tint",
     lakes="tint",
@@ -171,8 +173,8 @@ SURVEY = Style(  # held out for testing: violet lines, olive relief, another set
         "green": ((0.78, 0.84, 0.70), (0.86, 0.90, 0.80)),
         "red": ((0.66, 0.24, 0.34), (0.80, 0.42, 0.50)),
     },
-    railways=(Railway("blocks", (9, 12), (1.2, 1.8), (18, 26)), Railway("rails", (9, 12), (1.8, 2.4))),
-    roads=(Road((9, 13), (1.0, 1.4), (1.4, 2.2)), Road((6, 8), (1.0, 1.4), (1.0, 1.4))),
+    railways=(Railway("blocks", (9, 12), (1.2, 1.8), (18, 26)), Railway("rails", (9, 12), (2.4, 3.0))),
+    roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6)), Road((6, 8), (1.0, 1.4), (1.0, 1.4))),
     rivers="tint",
     lakes="both",
     vineyards="hook",
@@ -206,3 +208,26 @@ FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open ho
 TRAIN_STYLES = (ATLAS, STAFF, TOURIST, ENGRAVED)
 TEST_STYLE = SURVEY
 STYLES = {style.name: style for style in (*TRAIN_STYLES, SURVEY, FIELD)}
+
+
+def mixed_style(rng: np.random.Generator) -> Style:
+    """A style of no series: palette, type faces and each thing's sign are any training style's, each by itself."""
+
+    def any_style() -> Style:
+        return TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
+
+    palette = any_style()
+    return Style(
+        name="mixed",
+        paper=palette.paper,
+        inks=palette.inks,
+        railways=any_style().railways,
+        roads=any_style().roads,
+        rivers=any_style().rivers,
+        lakes=any_style().lakes,
+        vineyards=any_style().vineyards,
+        houses=any_style().houses,
+        woods=any_style().woods,
+        faces=any_style().faces,
+        wear=palette.wear,
+    )

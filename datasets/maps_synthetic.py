@@ -5,8 +5,9 @@ paper and scanned. Lines are labelled as annotators draw them: a railway from th
 other, a road from casing to casing, a stream 5 pixels wide. Where features overlap, the label is that of the first of
 railway, road, river, built-up, lake, vineyard. Single dashed lines (footpaths, boundaries) are background.
 
-Training and validation sheets have one of four styles; test sheets have a fifth, from another range of seeds. A sixth
-is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the samples have none.
+Training and validation sheets mix four styles, each thing's sign from any of them; test sheets have a fifth, from
+another range of seeds. A sixth is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the
+samples have none.
 """
 
 from pathlib import Path
@@ -32,9 +33,8 @@ _COLOURS = (
 )
 CLASSES = tuple(ClassSpec(name, colour, line=name in _LINES) for name, colour in zip(NAMES, _COLOURS, strict=True))
 
-# (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199, that is, over all training
-# styles; frozen with VERSION 2.
-_MEAN, _STD = (0.672, 0.635, 0.557), (0.237, 0.238, 0.234)
+# (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199; frozen with VERSION 3.
+_MEAN, _STD = (0.658, 0.628, 0.550), (0.242, 0.245, 0.240)
 
 
 class MapsSynthetic(PngSource):
@@ -46,7 +46,7 @@ class MapsSynthetic(PngSource):
         val: number of validation tiles.
         test: number of test tiles.
         size: side of a tile in pixels.
-        style: one for all splits; by default training and test styles differ.
+        style: one for all splits; by default the training styles mixed sheet by sheet, and the test style.
         seed: another seed, other sheets.
         workers: processes that render; 0 takes one per core, at most 8.
 
@@ -67,7 +67,7 @@ class MapsSynthetic(PngSource):
         workers: int = 0,
     ) -> None:
         if style is not None and style not in STYLES:
-            raise UserError(f"data.style={style}: choose one of {', '.join(STYLES)}, or null for all of them")
+            raise UserError(f"data.style={style}: choose one of {', '.join(STYLES)}, or null (mixed, then survey)")
         if size < 64 or min(train, val, test) < 0 or seed < 0:
             raise UserError(f"maps_synthetic: size={size} must be >= 64, seed={seed} and the numbers of tiles >= 0")
         counts = {"train": train, "val": val, "test": test}
