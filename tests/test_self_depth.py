@@ -1,5 +1,9 @@
 """Self-supervised depth: geometry against points placed by hand, losses against torchmetrics, and the task's steps."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from scipy.spatial.transform import Rotation
 
 from vfmadapt import train
@@ -257,6 +262,24 @@ def test_motions_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert any(p.grad is not None and p.grad.any() for p in task.model.head.parameters()) is learns
     with pytest.raises(UserError, match=r"task\.motion_first=1"):
         small_task(tmp_path, "task.motion_first=1")
+
+
+@pytest.mark.slow  # two processes import everything
+def test_two_processes_train_through_all_phases(tmp_path: Path) -> None:
+    """Motions, matrices, vectors: in each phase others are without a gradient."""
+    keys = ["trainer=ddp", "trainer.max_steps=8", "loader.steps_per_epoch=8", "loader.batch_size=1", "loader.shrink=1"]
+    keys += ["task.motion_first=0.25", "adapter.first_stage=0.75", "previews=0", "format=json", f"data_root={tmp_path}"]
+    tool = Path(__file__).resolve().parents[1] / "tools" / "train.py"
+    done = subprocess.run(
+        [sys.executable, str(tool), "experiment=endodac", *TINY, "data.train=2", *keys, f"output={tmp_path / 'run'}"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["steps"] == 8
+    state = load_file(result["adapter_file"])
+    assert any(value.any() for name, value in state.items() if name.endswith(".up"))
 
 
 def test_a_large_turn_is_found_from_all_pixels() -> None:

@@ -241,7 +241,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     image = gaussian_filter(rng.normal(size=(24, 40, 40, 3)), (0, 4, 4, 0)).astype(np.float32)
     np.savez(tmp_path / "stack.npz", image=image, mask=(image.mean(-1) > 0).astype(np.uint8))  # 3 images in val
     keys = ["task.dice_weight=0", "augment.scale=[1,1]", "loader.steps_per_epoch=2", "trainer.max_epochs=2"]
-    given = overrides(tmp_path / "stack.npz", "two", *keys, "trainer.devices=2", "+trainer.strategy=ddp", "format=json")
+    given = overrides(tmp_path / "stack.npz", "two", *keys, "trainer=ddp", "format=json")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "train.py"), *given],
         capture_output=True,
