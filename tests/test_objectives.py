@@ -1,5 +1,7 @@
 """Objectives: masking, targets, balance, the teacher, and that each learns."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vfmadapt.contracts import Blank
 from vfmadapt.errors import UserError
 from vfmadapt.objectives.dino_loss import (
     Centring,
+    Projection,
     SinkhornKnopp,
     block_mask,
     cross_entropy,
@@ -187,6 +190,20 @@ def test_sinkhorn_uses_all_prototypes_equally():
     torch.testing.assert_close(targets.sum(1), torch.ones(64))
     torch.testing.assert_close(targets.mean(0), torch.full((8,), 1 / 8), rtol=0.05, atol=0)
     assert SinkhornKnopp(8)(logits[:0], 0.1).shape == (0, 8)
+
+
+def test_a_standardised_head_tells_images_apart_whose_features_are_nearly_the_same():
+    torch.manual_seed(0)
+    alike = 3 * torch.randn(1, 16) + 0.01 * torch.randn(64, 16)  # a masked autoencoder's class tokens
+    sizes = {"hidden": 32, "bottleneck": 8, "prototypes": 32}
+    plain, awake = (
+        entropy(SinkhornKnopp(32)(Projection(16, **sizes, standardise=s)(alike), 0.04)) for s in (False, True)
+    )
+    assert plain > 0.99 * math.log(32)
+    assert awake < 0.9 * math.log(32)
+    head = Projection(16, **sizes, standardise=True)
+    assert [head(alike[:n]).shape for n in (0, 1)] == [(0, 32), (1, 32)]
+    assert head(alike[:1]).isfinite().all()
 
 
 def test_centring_takes_the_running_mean_away():

@@ -273,20 +273,21 @@ def test_every_entry_composes(group):
     assert all(compose("pretrain", [f"{group}={name}"]) for name in names(group))
 
 
-def test_the_recipe_of_vfm_tiny_trains(tmp_path):
-    """The pictures and settings of conf/recipe/vfm_tiny.yaml, less of them."""
+@pytest.mark.parametrize("recipe", names("recipe"))
+def test_the_recipes_train(tmp_path, recipe):
+    """The pictures and settings of conf/recipe, less of them."""
     small = ["data.images=2", "data.workers=1", "objective.sizes=[32]", "loader.batch_size=2", "epochs=1"]
     small += ["loader.steps_per_epoch=1", f"data.root={tmp_path / 'pool'}", f"output={tmp_path / 'run'}"]
-    result = main(compose("pretrain", ["recipe=vfm_tiny", *small]))
+    result = main(compose("pretrain", [f"recipe={recipe}", *small]))
     tensors = load_file(result["weights"])
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     assert Path(result["weights"]).stat().st_size < 12e6
     assert sum(t.numel() for t in tensors.values()) == result["trainable"] == 4_854_528
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_pictures_are_a_function_of_their_seed(seed):
-    first, again, other = (pretrain_synthetic.render_picture(s) for s in (seed, seed, seed + 5))
+@pytest.mark.parametrize("kind", pretrain_synthetic._KINDS)
+def test_pictures_are_a_function_of_their_seed(kind):
+    first, again, other = (pretrain_synthetic.render_picture(s, (kind,)) for s in (3, 3, 8))
     assert first.shape == (256, 256, 3)
     assert first.dtype == np.uint8
     assert np.array_equal(first, again)
@@ -301,6 +302,14 @@ def test_pool_is_rendered_once_by_any_number_of_processes(tmp_path):
     stamp = next(tmp_path.glob("*.npy")).stat().st_mtime_ns
     pretrain_synthetic.picture_pool(tmp_path, images=3, workers=1)
     assert [p.stat().st_mtime_ns for p in tmp_path.iterdir()] == [stamp]
+
+
+def test_pools_of_other_kinds_are_other_files(tmp_path):
+    pools = [pretrain_synthetic.picture_pool(tmp_path, images=2, kinds=k, workers=1) for k in (("map",), ("medical",))]
+    assert not np.array_equal(*pools)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(UserError, match="kinds names zebra; there are satellite, medical"):
+        pretrain_synthetic.picture_pool(tmp_path, kinds=("map", "zebra"))
 
 
 def test_shipped_weights_fit_the_package():

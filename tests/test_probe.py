@@ -53,7 +53,7 @@ def test_what_stands_there_is_not_trained_again(trained, tmp_path):
 
 
 def test_random_weights_and_a_metric_for_each_task(trained, tmp_path):
-    result = main(config(tmp_path, "checkpoints.before=random", "metric={clouds: accuracy, maps: miou}"))
+    result = main(config(tmp_path, "checkpoints.before=random", "+metrics.clouds=accuracy"))
     assert [c.backbone.pretrained for c in trained] == [False, False, True, True] * 2
     assert result["table"]["clouds"]["before"]["mean"] == 0.9
 
@@ -70,9 +70,9 @@ def test_one_seed_has_no_deviation():
     [
         ("seeds=[]", "give at least one of each"),
         ("tasks=[]", "give at least one of each"),
-        ("tasks=[zebras]", "there is no zebras among probes, which has clouds, maps, radar"),
+        ("tasks=[zebras]", "there is no zebras among probes, which has clouds, rooms, maps, radar"),
         ("metric=horses", "metric=horses: task clouds gives miou, accuracy"),
-        ("metric={maps: miou}", "metric has no entry for clouds"),
+        ("+metrics.clouds=horses", "metric=horses: task clouds gives"),
     ],
 )
 def test_bad_input_is_one_line(trained, tmp_path, more, message):

@@ -1,11 +1,11 @@
-"""Radar scenes: what a seed gives, that levels are those of the classes, and that one pixel does not tell."""
+"""Radar scenes: what a seed gives, what a sensor that looks from one side sees, and that brightness does not tell."""
 
 import numpy as np
 import pytest
 
 from vfmadapt.contracts import DataSource, UserError
 from vfmadapt.datasets import _radar_scene as radar
-from vfmadapt.datasets._radar_scene import BUILT, FOREST, NAMES, OPEN, WATER, render_scene
+from vfmadapt.datasets._radar_scene import FOREST, NAMES, WATER, render_scene
 from vfmadapt.datasets.radar_synthetic import CLASSES, RadarSynthetic
 
 
@@ -28,20 +28,43 @@ def test_scenes_hold_every_class(scenes):
     assert (shares > 0.02).all(), dict(zip(NAMES, shares, strict=True))
 
 
-def test_water_is_dark_towns_are_bright_forest_depolarises(scenes):
-    pixels, labels = (np.concatenate([getattr(s, n).reshape(96 * 96, -1) for s in scenes]) for n in ("image", "labels"))
-    vv = pixels[:, 0] / 255 * 25 - 25
-    vh = pixels[:, 1] / 255 * 27 - 32
-    means = {c: (vv[labels[:, 0] == c].mean(), vh[labels[:, 0] == c].mean()) for c in range(len(NAMES))}
-    assert means[WATER][0] < means[OPEN][0] < means[FOREST][0] < means[BUILT][0]
-    assert means[FOREST][0] - means[FOREST][1] < means[OPEN][0] - means[OPEN][1]
+def test_water_is_the_darkest_and_forest_depolarises_within_a_scene(scenes):
+    vv = _differences(scenes, 0, WATER) / 255 * 31
+    ratio = _differences(scenes, 2, FOREST) / 255 * 19
+    assert vv.mean() < -2
+    assert ratio.mean() < -0.7
+
+
+def _differences(scenes, band, label):
+    """By how much a class is above the rest of its scene, for each scene that has both."""
+    inside = [(s.image[..., band].astype(float), s.labels == label) for s in scenes]
+    return np.array([v[m].mean() - v[~m].mean() for v, m in inside if 200 < m.sum() < m.size - 200])
+
+
+def test_brightness_alone_does_not_tell(scenes):
+    """Gains differ by decibels between scenes, bands apart, as in products that are not calibrated."""
+    means = np.array([s.image.reshape(-1, 3).mean(0) for s in scenes]) / 255 * (31, 31, 19)
+    assert (means[:, :2].std(0) > 1.5).all()
+    assert np.corrcoef(means[:, 0], means[:, 1])[0, 1] < 0.8
+
+
+@pytest.mark.parametrize("towards", [-1, 1])
+def test_a_house_is_bright_towards_the_sensor_and_has_its_shadow_behind(monkeypatch, towards):
+    border = np.zeros((32, 64), dtype=np.float32)
+    border[10:20, 25:40] = 9
+    monkeypatch.setattr(radar.proc, "parcels", lambda *_: (np.zeros((32, 64), dtype=np.int32), border))
+    town = radar._houses(np.random.default_rng(0), (32, 64), 0.0, towards)
+    walls, shadows = (np.flatnonzero(m.any(0)) for m in (town > 3, town < -5))
+    assert walls.tolist() == ([38, 39] if towards == 1 else [25, 26])
+    assert shadows.max() == 24 if towards == 1 else shadows.min() == 40
+    assert 4 <= len(shadows) <= 8
 
 
 def test_speckle_is_that_of_the_looks():
     power = np.ones((200, 200, 2), dtype=np.float32)
     blurred = radar._speckled(np.random.default_rng(0), power)
     assert blurred.mean() == pytest.approx(1, abs=0.02)
-    assert 4.4 < blurred.mean() ** 2 / blurred.var() < 12  # resampling averages a little
+    assert 6 < blurred.mean() ** 2 / blurred.var() < 16  # resampling averages a little
 
 
 def test_source_gives_tiles_and_refuses_others(tmp_path):
@@ -58,5 +81,5 @@ def test_source_gives_tiles_and_refuses_others(tmp_path):
 def test_statistics_are_those_of_the_scenes():
     pixels = np.concatenate([render_scene(9_000_000 + i).image.reshape(-1, 3) for i in range(24)]) / 255
     spec = RadarSynthetic("nowhere").spec
-    np.testing.assert_allclose(pixels.mean(0), spec.mean, atol=0.03)
-    np.testing.assert_allclose(pixels.std(0), spec.std, atol=0.03)
+    np.testing.assert_allclose(pixels.mean(0), spec.mean, atol=0.05)
+    np.testing.assert_allclose(pixels.std(0), spec.std, atol=0.05)

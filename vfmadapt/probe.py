@@ -39,7 +39,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     path = Path(cfg.output) / "probe.csv"
     rows = _read(path)
     for task, (checkpoint, weights), seed in product(cfg.tasks, checkpoints.items(), cfg.seeds):
-        wanted, metric = _train_overrides(cfg, probes[task], weights, seed), _metric(cfg, task)
+        wanted, metric = _train_overrides(cfg, probes[task], weights, seed), cfg.metrics.get(task, cfg.metric)
         place = {"task": task, "checkpoint": checkpoint, "seed": str(seed), "settings": " ".join(wanted)}
         if any(all(row[k] == v for k, v in place.items()) for row in rows):
             continue
@@ -52,13 +52,6 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         temporary.write_text(text)
     log.info("%s\n%s", path, text)
     return {"table": table, "csv": str(path)}
-
-
-def _metric(cfg: "DictConfig", task: str) -> str:
-    metric: str | None = cfg.metric if isinstance(cfg.metric, str) else cfg.metric.get(task)
-    if metric is None:
-        raise UserError(f"metric has no entry for {task}; give {{{task}: METRIC}}, or one metric for all")
-    return metric
 
 
 def _train_overrides(cfg: "DictConfig", task: Sequence[str], weights: str | None, seed: int) -> list[str]:
@@ -76,7 +69,10 @@ def _probe(overrides: Sequence[str], metric: str, cfg: "DictConfig", place: Mapp
     result = train.main(compose("train", [*overrides, f"output={Path(cfg.output) / 'runs' / name}", "previews=0"]))
     if metric not in result:
         numbers = ", ".join(k for k, v in result.items() if isinstance(v, float))
-        raise UserError(f"metric={metric}: task {place['task']} gives {numbers}; choose one, or give {{task: metric}}")
+        raise UserError(
+            f"metric={metric}: task {place['task']} gives {numbers}; choose one with metric=, or for this task alone "
+            f"with +metrics.{place['task']}=METRIC"
+        )
     log.info("%s: %s %.4f", name, metric, result[metric])
     return float(result[metric])
 

@@ -13,14 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Projection(nn.Module):
-    """An MLP of three layers, its output on the unit sphere, and its cosines with K prototypes: (n, C) -> (n, K)."""
+class Standardise(nn.Module):
+    """Each channel of (n, C) with mean 0 and variance 1 over the n rows; a single row is left as it is."""
 
-    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """Without parameters or running figures: a batch alone says what is usual in it."""
+        return F.batch_norm(x, None, None, training=True) if len(x) > 1 else x
+
+
+class Projection(nn.Module):
+    """An MLP of three layers, its output on the unit sphere, and its cosines with K prototypes: (n, C) -> (n, K).
+
+    Args:
+        width: C.
+        hidden: width of both hidden layers.
+        bottleneck: width of the output that is compared with the prototypes.
+        prototypes: K.
+        standardise: the hidden layers' channels over the batch (DINO's batch norm in the head, an option there).
+    """
+
+    def __init__(self, width: int, *, hidden: int, bottleneck: int, prototypes: int, standardise: bool = False) -> None:
         super().__init__()
+        between = [Standardise] if standardise else []
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+            nn.Linear(width, hidden), *(norm() for norm in between), nn.GELU(),
+            nn.Linear(hidden, hidden), *(norm() for norm in between), nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )  # fmt: skip
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

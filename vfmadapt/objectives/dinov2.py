@@ -44,6 +44,8 @@ class DinoV2(Objective):
         crops: number of small crops (published: 8).
         large_scale, small_scale: image pixels for a crop's pixel, least and greatest.
         hidden, bottleneck, prototypes: of both heads (published: 2048, 256, 65536).
+        standardise: the heads' hidden channels over the batch of a process. A masked autoencoder's class tokens differ
+            little between images; without it the teacher's first answers are all the same, and stay so for long.
         centring: "centring" or "sinkhorn_knopp".
         masked: chance that a large crop has hidden patches.
         mask_ratio: least and greatest share of its patches that are.
@@ -63,7 +65,7 @@ class DinoV2(Objective):
     def __init__(
         self, backbone: AdaptedBackbone, *, large: int = 224, small: int = 96, crops: int = 8,
         large_scale: tuple[float, float] = (0.9, 1.6), small_scale: tuple[float, float] = (0.7, 1.6),
-        hidden: int = 2048, bottleneck: int = 256, prototypes: int = 65_536,
+        hidden: int = 2048, bottleneck: int = 256, prototypes: int = 65_536, standardise: bool = False,
         centring: Literal["centring", "sinkhorn_knopp"] = "centring", masked: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5), koleo_weight: float = 0.1, momentum: float = 0.992,
         student_temperature: float = 0.1, temperature: tuple[float, float] = (0.04, 0.07),
@@ -88,7 +90,8 @@ class DinoV2(Objective):
         self.smallest, self.prototypes = max(large, small), prototypes
         self.window = math.ceil(max(large * large_scale[1], small * small_scale[1]))
         sizes = {"hidden": hidden, "bottleneck": bottleneck, "prototypes": prototypes}
-        self.student = nn.ModuleDict({name: Projection(width, **sizes) for name in ("dino", "ibot")})
+        heads = {name: Projection(width, **sizes, standardise=standardise) for name in ("dino", "ibot")}
+        self.student = nn.ModuleDict(heads)
         self.teacher = deepcopy(self.student).requires_grad_(False)
         kind: type[nn.Module] = Centring if centring == "centring" else SinkhornKnopp
         self.balance = nn.ModuleDict({name: kind(prototypes) for name in ("dino", "ibot")})
