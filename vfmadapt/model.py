@@ -1,6 +1,6 @@
 """The whole model: normalisation, adapted backbone, head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vfmadapt._state import load_state
 from vfmadapt.contracts import DataSpec, Features, Head, Instances, ValueSpec
 from vfmadapt.errors import UserError
+from vfmadapt.feature_memory import FeatureMemory
 from vfmadapt.host import AdaptedBackbone
 
 
@@ -54,6 +55,7 @@ class AdaptedModel(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
+        self._features: Callable[[Tensor], Features] = self._computed
 
     def forward(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
         """Logits, or values in their units, (B, K, H, W), of images (B, C, H, W) in sensor units.
@@ -73,7 +75,20 @@ class AdaptedModel(nn.Module):
         if image.ndim != 4 or image.shape[1] != len(self.spec.bands):
             wanted = f"(B, {len(self.spec.bands)}, H, W) with the bands {', '.join(self.spec.bands)}"
             raise UserError(f"this model takes images {wanted}, got {tuple(image.shape)}")
-        return self.backbone(normalise(image, valid, self.mean, self.std), self.head.layers)
+        return self._features(normalise(image, valid, self.mean, self.std))
+
+    def keep_features(self, megabytes: int) -> None:
+        """Compute the features of each image once from now on, keep those that fit; UserError if they can change."""
+        trained = sum(p.numel() for p in self.backbone.trainable_parameters())
+        if trained or self.head.sites(list(self.backbone.active_adapters())):
+            raise UserError(
+                "remember=true keeps features, which training would change: it needs adapter=frozen and a head that "
+                "puts nothing into the backbone's blocks"
+            )
+        self._features = FeatureMemory(self._computed, limit=megabytes * 2**20)
+
+    def _computed(self, image: Tensor) -> Features:
+        return self.backbone(image, self.head.layers)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that the optimiser may change: the adapters' and the head's."""

@@ -66,6 +66,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     seed_everything(cfg.seed, verbose=False)
     model = build_model(cfg, source.spec)
+    if cfg.remember:
+        model.keep_features(cfg.loader.cache_mb)
     task: AdapterTask = instantiate(cfg.task, model, packages=("vfmadapt.tasks.",))
     trainer = make_trainer(cfg, run, _callbacks(cfg, run, monitor=task.monitor, better=task.better))
     trainable = sum(p.numel() for p in model.trainable_parameters())

@@ -14,6 +14,7 @@ from vfmadapt.contracts.backbone import (
     Features,
     PatchBackbone,
     Place,
+    joined,
 )
 from vfmadapt.contracts.clips import Clips, ClipSample, ClipSource
 from vfmadapt.contracts.data import (
@@ -95,4 +96,5 @@ __all__ = [
     "ValueSamples",
     "ValueSource",
     "ValueSpec",
+    "joined",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from vfmadapt.errors import UserError
@@ -93,6 +94,17 @@ class Features:
             streams={key: grid[first:last] for key, grid in self.streams.items()},
             image=None if self.image is None else self.image[first:last],
         )
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """The samples of several features of the same layers as one batch, without prompts, streams and images."""
+    first = parts[0]
+    return Features(
+        grids=tuple(torch.cat(grids) for grids in zip(*(p.grids for p in parts), strict=True)),
+        prefix=tuple(torch.cat(prefix) for prefix in zip(*(p.prefix for p in parts), strict=True)),
+        layers=first.layers,
+        strides=first.strides,
+    )
 
 
 @runtime_checkable
