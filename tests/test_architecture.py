@@ -41,7 +41,8 @@ ALLOWED = {
         *(f"vfmadapt.{name}" for name in ("merging", "_hooks", "_shared_batch", "_sites", "_state")),
     },
     "vfmadapt.objectives": {*SEAMS, "vfmadapt.host", "vfmadapt.backbones.scratch"},
-    "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt._state"},
+    "vfmadapt.model": {*SEAMS, "vfmadapt.host", "vfmadapt.feature_memory", "vfmadapt._state"},
+    "vfmadapt.feature_memory": SEAMS,
 }
 # heavy library -> the only places that may import it
 OWNERS = {
