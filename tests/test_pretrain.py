@@ -137,6 +137,21 @@ def test_a_loss_that_is_not_finite_stops_and_the_resumed_run_equals_an_unbroken_
     assert again["first_rank"] == result["first_rank"]
 
 
+@pytest.mark.parametrize("objective", TINY)
+def test_a_backbone_stays_while_what_is_new_settles(folder, tmp_path, objective):
+    states = {}
+    for settle in (0.5, 0.99):  # of three steps: two, or all
+        run = tmp_path / str(settle)
+        main(config(folder, run, f"task.settle={settle}", "loader.steps_per_epoch=3", "epochs=1", objective=objective))
+        states[settle] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    torch.manual_seed(0)  # that of the runs
+    start = backbone_of(config(folder, tmp_path, objective=objective), RGB).adapter_state()
+    for name, value in start.items():
+        assert torch.equal(states[0.99][name], value), name
+    assert any(not torch.equal(states[0.5][name], value) for name, value in start.items())
+    assert any(not torch.equal(states[0.5][n], v) for n, v in states[0.99].items() if n.startswith("objective."))
+
+
 def test_bands_that_are_not_colours_leave_the_first_layer_alone(tmp_path, write_tiff):
     draw = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -192,6 +207,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(fold
         (["trainer.max_steps=4"], "set epochs="),
         (["scratch=true"], "add method=full"),
         (["task.lr=-1"], "task.lr=-1"),
+        (["task.settle=1"], "task.settle=1"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, more, message):

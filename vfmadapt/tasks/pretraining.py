@@ -45,6 +45,11 @@ class PretrainingTask(AdapterTask):
     Args:
         model: backbone and objective.
         lr, weight_decay, warmup, schedule, betas: as in `AdapterTask`.
+        settle: share of all steps in which the backbone stays as it is, while the objective's decoder or heads, which
+            start from scratch, learn: until then their gradients would only undo what the backbone knows.
+
+    Raises:
+        UserError: a setting out of its range.
     """
 
     model: Any
@@ -58,7 +63,11 @@ class PretrainingTask(AdapterTask):
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
         betas: tuple[float, float] = (0.9, 0.999),
+        settle: float = 0.0,
     ) -> None:
+        if not 0 <= settle < 1:
+            raise UserError(f"task.settle={settle}: give a share of the steps, from 0 to below 1")
+        self.settle = settle
         trained: Any = model  # what AdapterTask uses of its model is here, too
         super().__init__(
             trained, name="pretraining", lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, betas=betas
@@ -81,6 +90,9 @@ class PretrainingTask(AdapterTask):
         norm = nn.utils.get_total_norm(gradients)
         self._demand_finite(norm, "gradient's norm")
         self.log("train/gradient", norm)
+        if self.global_step < round(self.settle * self._total_steps()):
+            for parameter in self.model.backbone.trainable_parameters():
+                parameter.grad = None  # AdamW passes over it, decay included
         self.model.objective.before_step()
 
     def on_train_batch_end(self, *_: Any) -> None:
