@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = {
-    "styles": "data.styles",
     "size": "backbone.size",
-    "zoom": "augment.zoom",
+    "focus": "augment.focus",
     "gap": "augment.gap",
     "leave": "augment.leave",
     "clip": "loader.clip",

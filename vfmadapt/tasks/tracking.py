@@ -23,6 +23,7 @@ from vfmadapt.tasks.training import AdapterTask, Schedule
 from vfmadapt.tracking.model import Asked, Encoded, TrackingModel
 from vfmadapt.tracking.prompts import Prompt
 from vfmadapt.tracking.propagation import Answer, Propagation, Question
+from vfmadapt.tracking.regions import check_focus
 from vfmadapt.tracking.tracker import track
 
 PROMPTS = ("box", "point", "mask")
@@ -47,6 +48,7 @@ class TrackingTask(AdapterTask):
         score_weight: weight of the cross-entropy of being in the frame.
         prompts: kinds that are drawn from: "box", "point", "mask".
         objects: at most so many per piece.
+        focus: of the tracker where whole clips are measured, see `vfmadapt.tracking.tracker.Tracker`.
 
     Raises:
         UserError: another model, an impossible setting.
@@ -69,6 +71,7 @@ class TrackingTask(AdapterTask):
         score_weight: float = 0.2,
         prompts: Sequence[str] = PROMPTS,
         objects: int = 3,
+        focus: float | None = None,
     ) -> None:
         if not isinstance(model, TrackingModel):
             raise UserError("task=tracking needs SAM2's video model: backbone=sam2_mini head=null, or another size")
@@ -78,7 +81,8 @@ class TrackingTask(AdapterTask):
                 f"task.prompts={list(prompts)} task.objects={objects}: prompts are one or more of "
                 f"{', '.join(PROMPTS)}, objects at least 1"
             )
-        self.prompts, self.objects, self.score_weight = tuple(prompts), objects, score_weight
+        check_focus(focus)
+        self.prompts, self.objects, self.score_weight, self.focus = tuple(prompts), objects, score_weight, focus
         self.loss = PromptLoss(ce_weight=ce_weight, dice_weight=dice_weight, iou_weight=iou_weight)
         self._counts: list[Tensor] = []
 
@@ -170,7 +174,7 @@ class TrackingTask(AdapterTask):
         found = torch.zeros_like(truth)
         if prompts:
             clip = ArrayClip(sample["image"].cpu().numpy(), name=str(sample["id"]))
-            for index, result in track(self.model, clip, prompts):
+            for index, result in track(self.model, clip, prompts, focus=self.focus):
                 found[:, index] = result.masks
         return found, truth, torch.tensor([int(m) for m in middles])
 
