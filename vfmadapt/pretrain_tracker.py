@@ -24,6 +24,7 @@ KEYS = {
     "objects": "task.objects",
     "prompts": "task.prompts",
     "score_weight": "task.score_weight",
+    "absent_weight": "task.absent_weight",
     "steps": "trainer.max_steps",
     "lr": "task.lr",
 }

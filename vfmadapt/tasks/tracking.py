@@ -46,6 +46,7 @@ class TrackingTask(AdapterTask):
         dice_weight: weight of the Dice loss.
         iou_weight: weight of the expected IoU's squared error.
         score_weight: weight of the cross-entropy of being in the frame.
+        absent_weight: weight of the cross-entropy of masks, which must be empty, where the object is not in the frame.
         prompts: kinds that are drawn from: "box", "point", "mask".
         objects: at most so many per piece.
         focus: of the tracker where whole clips are measured, see `vfmadapt.tracking.tracker.Tracker`.
@@ -69,6 +70,7 @@ class TrackingTask(AdapterTask):
         dice_weight: float = 1.0,
         iou_weight: float = 1.0,
         score_weight: float = 0.2,
+        absent_weight: float = 5.0,
         prompts: Sequence[str] = PROMPTS,
         objects: int = 3,
         focus: float | None = None,
@@ -82,7 +84,8 @@ class TrackingTask(AdapterTask):
                 f"{', '.join(PROMPTS)}, objects at least 1"
             )
         check_focus(focus)
-        self.prompts, self.objects, self.score_weight, self.focus = tuple(prompts), objects, score_weight, focus
+        self.prompts, self.objects, self.focus = tuple(prompts), objects, focus
+        self.score_weight, self.absent_weight = score_weight, absent_weight
         self.loss = PromptLoss(ce_weight=ce_weight, dice_weight=dice_weight, iou_weight=iou_weight)
         self._counts: list[Tensor] = []
 
@@ -129,14 +132,15 @@ class TrackingTask(AdapterTask):
         return Asked(points=corners, labels=torch.tensor([[2, 3]], device=truth.device).expand(len(truth), 2))
 
     def _frame_loss(self, answer: Answer, truth: Tensor, counted: Tensor) -> Tensor:
-        """Loss of one frame; objects that are not in it train the score alone."""
+        """Loss of one frame; objects that are not in it train the score, and masks that are empty."""
         decoded, wanted = answer.decoded, truth[list(answer.objects)]
         there = wanted.flatten(1).any(1)
         logits = F.interpolate(decoded.logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
         masks = PromptedMasks(logits=logits[None], scores=decoded.ious[None], coarse=decoded.logits[None])
         parts = self.loss(masks, wanted[None], counted[None], there[None])
         score = F.binary_cross_entropy_with_logits(decoded.scores, there.float())
-        return parts["loss"] + self.score_weight * score
+        empty = (F.softplus(logits.float()) * counted).mean((1, 2, 3))[~there].sum() / max(int((~there).sum()), 1)
+        return parts["loss"] + self.score_weight * score + self.absent_weight * empty
 
     def validation_step(self, sample: dict[str, Any], *_: Any) -> None:
         """Measure a whole clip of the val split."""
