@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from vfmadapt import demo_tracking, pretrain_tracker
 from vfmadapt.backbones import sam2_video
 from vfmadapt.build import build_tracker, compose, entry, instantiate
+from vfmadapt.datasets._cine_parts import LABEL
 from vfmadapt.datasets._cine_scene import render_clip
+from vfmadapt.datasets._tiles import tile_seed
 from vfmadapt.errors import UserError
 from vfmadapt.frames.array import ArrayClip
 from vfmadapt.testing_tracking import SPEC
 from vfmadapt.tracking.prompts import Prompt
 from vfmadapt.tracking.tracker import track
+from vfmadapt.tracking_metrics import dice
 
 TINY = ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.frames=3", "data.workers=1"]
 TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1,1]", "backbone.trunk.width=16"]
@@ -102,28 +105,23 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Path(path).stat().st_size > 0
 
 
-def test_the_weights_of_the_package_follow_a_lesion_better_than_copying_and_say_that_it_ends() -> None:
-    """Of a clip that no training has seen; at half the model's size."""
+def test_the_weights_of_the_package_follow_lesions_better_than_copying_and_say_where_they_end() -> None:
+    """Three clips of the test split, which no training has seen."""
     path = sam2_video.shipped("sam2_mini")
     assert path is not None
     assert path.stat().st_size < 16e6
-    clip = render_clip(2_000_002, style="lesion", frames=10, size=128)
-    truth = clip.labels == 1
-    start = int(truth.sum((1, 2)).argmax())
-    model = build_tracker(
-        {"backbone": entry("backbone", "sam2_mini") | {"size": 128}, "adapter": entry("adapter", "frozen")}, SPEC
-    ).eval()
-    frames = clip.image[:, None].astype(np.float32) / 255
-    prompts = [Prompt(start, mask=truth[start])]
-    found = np.stack(
-        [r.masks[0].numpy() for _, r in sorted(track(model, ArrayClip(frames, name="lesion"), prompts, focus=3.0))]
-    )
-    others = np.arange(10) != start
-
-    def dice(masks: np.ndarray) -> float:
-        return 2 * float((masks & truth)[others].sum()) / float(masks[others].sum() + truth[others].sum())
-
-    assert dice(found) > dice(np.broadcast_to(truth[start], truth.shape))
-    absent = ~truth.any((1, 2))
-    assert 0 < absent.sum() < 9
-    assert found[absent].any((1, 2)).mean() < 0.7
+    model = build_tracker({"backbone": entry("backbone", "sam2_mini"), "adapter": entry("adapter", "frozen")}, SPEC)
+    tracked, copied, absent = [], [], []
+    for index in (0, 4, 8):
+        clip = render_clip(tile_seed("test", index, 0), style="lesion", frames=10, size=128)
+        truth = clip.labels == LABEL["lesion"]
+        start = int(truth.sum((1, 2)).argmax())
+        frames = ArrayClip(clip.image[:, None].astype(np.float32) / 255, name="lesion")
+        results = dict(track(model.eval(), frames, [Prompt(start, mask=truth[start])], focus=3.0))
+        found = np.stack([results[t].masks[0].numpy() for t in range(10)])
+        others = np.arange(10) != start
+        tracked.append(dice(found[others], truth[others]))
+        copied.append(dice(np.broadcast_to(truth[start], truth.shape)[others], truth[others]))
+        absent += found[~truth.any((1, 2))].any((1, 2)).tolist()
+    assert np.mean(tracked) > np.mean(copied) + 0.05
+    assert np.mean(absent) < 0.5
