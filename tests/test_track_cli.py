@@ -108,6 +108,11 @@ def test_one_frame_sixteen_bits_and_nan(tmp_path: Path) -> None:
         assert track(*given, f"output={tmp_path / name}.nii.gz")["frames"] == frames
 
 
+def test_whole_frames_are_followed_without_focus(volume: Path, tmp_path: Path) -> None:
+    asked = [f"input={volume}", "prompt=[{frame: 1, box: [1,2,9,9]}]", f"output={tmp_path / 'o.csv'}"]
+    assert track(*asked, "focus=null")["frames"] == track(*asked, "focus=2")["frames"]
+
+
 def test_an_adapter_file_says_which_model(volume: Path, tmp_path: Path) -> None:
     cfg = compose("track", [*TINY, "backbone.train_decoder=true"])
     spec = DataSpec(name="made", bands=(), classes=(ClassSpec("tumour", (9, 9, 9)),), mean=(), std=())
