@@ -1,12 +1,13 @@
 """One generated clip: a body, its motion, and a scanner, drawn by a seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vfmadapt.datasets._anatomy import Bend, Moment, paint
-from vfmadapt.datasets._cine_parts import NAMES
+from vfmadapt.datasets._anatomy import Bend, Moment, Solid, paint
+from vfmadapt.datasets._cine_parts import LABEL, NAMES
 from vfmadapt.datasets._cine_sensors import (
     CtSensor,
     EchoSensor,
@@ -20,14 +21,16 @@ from vfmadapt.datasets._cine_trunk import abdomen, trunk
 from vfmadapt.datasets._cine_views import apical, lengthwise, short_axis
 from vfmadapt.datasets._procedural import power_noise
 
-VERSION = 1
-STYLES = ("ct", "mr", "cardiac", "echo")
+VERSION = 2
+STYLES = ("ct", "mr", "cardiac", "echo", "lesion")
 ORGAN_STYLES = ("organs_ct", "organs_mr")
 CLASS_NAMES = NAMES
 
 _BODIES = {
-    "ct": trunk, "mr": lengthwise, "cardiac": short_axis, "echo": apical, "organs_ct": abdomen, "organs_mr": abdomen,
+    "ct": trunk, "mr": lengthwise, "cardiac": short_axis, "echo": apical, "lesion": trunk, "organs_ct": abdomen,
+    "organs_mr": abdomen,
 }  # fmt: skip
+_CT_STYLES = ("ct", "lesion", "organs_ct")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ def render_clip(seed: int, *, style: str, frames: int, size: int = 256) -> Cine:
     rng = np.random.default_rng([seed, (*STYLES, *ORGAN_STYLES).index(style), VERSION])
     solids = _BODIES[style](rng)
     palette, bend = _palette(style, rng), Bend.random(rng, float(rng.uniform(3, 9)))
-    view = _VIEWS[style](rng, frames, size)
+    view = _close_up(rng, frames, size, solids, bend) if style == "lesion" else _VIEWS[style](rng, frames, size)
     sensor = _sensor(style, rng, size, view.pixel)
     texture = power_noise(rng, (size, size), 1.3, outer=24)
-    turn, mirror = (int(rng.integers(4)), rng.random() < 0.3) if style == "ct" and rng.random() < 0.5 else (0, False)
+    turn, mirror = (
+        (int(rng.integers(4)), rng.random() < 0.3) if style in ("ct", "lesion") and rng.random() < 0.5 else (0, False)
+    )
     image, labels = np.empty((2, frames, size, size), np.uint8)
     for index, moment in enumerate(view.moments):
         plane = bend.plane((size, size), view.origin, view.pixel, moment.z)
@@ -88,13 +93,13 @@ def render_clip(seed: int, *, style: str, frames: int, size: int = 256) -> Cine:
 def _palette(style: str, rng: np.random.Generator) -> Palette:
     if style == "echo":
         return echo_palette(rng)
-    return ct_palette(rng) if style in ("ct", "organs_ct") else mr_palette(rng)
+    return ct_palette(rng) if style in _CT_STYLES else mr_palette(rng)
 
 
 def _sensor(style: str, rng: np.random.Generator, size: int, pixel: float) -> CtSensor | MrSensor | EchoSensor:
     if style == "echo":
         return EchoSensor(rng, (size, size), pixel)
-    return (CtSensor if style in ("ct", "organs_ct") else MrSensor)(rng, (size, size))
+    return (CtSensor if style in _CT_STYLES else MrSensor)(rng, (size, size))
 
 
 def _stack(rng: np.random.Generator, frames: int, size: int) -> _View:
@@ -107,6 +112,22 @@ def _stack(rng: np.random.Generator, frames: int, size: int) -> _View:
     moments = tuple(Moment(z=first + step * i) for i in range(frames))
     origin = (float(aside[0]) - width / 2, float(aside[1]) - width / 2)
     return _View(width / size, origin, moments, step, None, thickness=step)
+
+
+def _close_up(rng: np.random.Generator, frames: int, size: int, solids: Sequence[Solid], bend: Bend) -> _View:
+    """Slices 2.5 to 6 mm apart that begin and mostly end beyond a lesion, three to six times as wide as it."""
+    first, *more = [solid for solid in solids if solid.label == LABEL["lesion"]]
+    wide = max(solid.radii[0] for solid in (first, *more)) * 2
+    width = max(float(wide * np.exp(rng.uniform(np.log(3), np.log(6)))), 50.0)
+    step = float(rng.choice([2.5, 3.0, 4.0, 5.0, 5.0, 5.0, 6.0]))
+    x, y, z = first.centre
+    bent = bend.plane((1, 1), (x, y), 1.0, z)
+    aside = rng.normal(0, 0.06 * width, 2)
+    origin = [float(2 * at - there.item() + off - width / 2) for at, there, off in
+              zip((x, y), (bent.x, bent.y), aside, strict=True)]  # fmt: skip
+    low = z - step * (frames - 1) * float(rng.uniform(0.35, 0.65))
+    moments = tuple(Moment(z=low + step * i) for i in range(frames))
+    return _View(width / size, (origin[0], origin[1]), moments, step, None, thickness=step)
 
 
 def _breathing(rng: np.random.Generator, frames: int, size: int) -> _View:

@@ -2,7 +2,8 @@
 
 Not patients: solids of tissue that breathe and beat, or are cut slice by slice, seen by imitated scanners. Styles:
 "ct", slices of a trunk with a lesion and a nodule that appear and vanish; "mr", a breathing trunk cut along its length;
-"cardiac", a beating heart cut across; "echo", an apical view of one by ultrasound.
+"cardiac", a beating heart cut across; "echo", an apical view of one by ultrasound; "lesion", slices as in "ct", close
+to the lesion, which few of them cut.
 """
 
 from collections.abc import Sequence

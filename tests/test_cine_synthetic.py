@@ -33,12 +33,24 @@ def test_a_clip_is_a_function_of_its_seed(style: str) -> None:
 
 
 def test_lesions_of_ct_stacks_appear_and_vanish() -> None:
-    for seed in (5, 6, 7):  # slices far enough apart to leave the lesion at both ends
+    for seed in (5, 6, 12):  # slices far enough apart to leave the lesion at both ends
         found = np.array(areas(render_clip(seed, style="ct", frames=12, size=64).labels, "lesion"))
         present = np.flatnonzero(found)
         assert found[0] == found[-1] == 0
         assert len(present) == present[-1] - present[0] + 1 >= 4
         assert max(found[present[0]], found[present[-1]]) < 0.7 * found.max()
+
+
+def test_a_close_up_shows_a_lesion_that_most_slices_do_not_cut() -> None:
+    for seed in (2, 4, 6):
+        clip = render_clip(seed, style="lesion", frames=12, size=64)
+        found = np.array(areas(clip.labels, "lesion"))
+        present = np.flatnonzero(found)
+        assert 2 <= len(present) == present[-1] - present[0] + 1 < 12
+        largest = clip.labels[found.argmax()] == LABEL["lesion"]
+        wide = max(int(largest.any(axis).sum()) for axis in (0, 1))
+        assert 64 / 8 <= wide <= 64 / 2
+        assert clip.spacing[1] * 64 >= 50
 
 
 def test_hearts_beat_and_the_wall_keeps_around_the_cavity() -> None:

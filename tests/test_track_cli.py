@@ -108,6 +108,11 @@ def test_one_frame_sixteen_bits_and_nan(tmp_path: Path) -> None:
         assert track(*given, f"output={tmp_path / name}.nii.gz")["frames"] == frames
 
 
+def test_whole_frames_are_followed_without_focus(volume: Path, tmp_path: Path) -> None:
+    asked = [f"input={volume}", "prompt=[{frame: 1, box: [1,2,9,9]}]", f"output={tmp_path / 'o.csv'}"]
+    assert track(*asked, "focus=null")["frames"] == track(*asked, "focus=2")["frames"]
+
+
 def test_an_adapter_file_says_which_model(volume: Path, tmp_path: Path) -> None:
     cfg = compose("track", [*TINY, "backbone.train_decoder=true"])
     spec = DataSpec(name="made", bands=(), classes=(ClassSpec("tumour", (9, 9, 9)),), mean=(), std=())
@@ -236,12 +241,14 @@ def whole(folder: Path) -> Path:
         (whole, "ejection_fraction=lv", "no such structure"),
         (whole, "backbone.pretrained=null", "has no weights"),
         (whole, "prompt=3", "null or a text or a list"),
+        (whole, "focus=0.5", "at least as wide as the prompts"),
     ],
 )
 def test_bad_input_is_one_line(
     tmp_path: Path, make: Any, override: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vfmadapt.backbones.sam2_video.SHIPPED", tmp_path)
     given = {"input": str(make(tmp_path)), "prompt": "[{frame: 1, box: [1,2,9,9]}]", "output": "o.csv"}
     key, _, value = override.partition("=")
     overrides = [f"{k}={v}" for k, v in (given | ({key: value} if key else {})).items()]
@@ -316,7 +323,7 @@ def test_the_true_masks_that_prompt(volume: Path) -> None:
         np.testing.assert_array_equal(truth_prompts(clip, "middle")[1].mask, masks[5] == 5)
 
 
-def perfect(model: object, clip: Clip, prompts: Any) -> Iterator[tuple[int, StepResult]]:
+def perfect(model: object, clip: Clip, prompts: Any, **_: Any) -> Iterator[tuple[int, StepResult]]:
     with open_clip(clip.info.path, key="gts") as masks:
         for index, labels in masks.iterate():
             logits = torch.stack([torch.from_numpy((labels[0] == p.object) - 0.5).float() for p in prompts])

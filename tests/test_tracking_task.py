@@ -47,7 +47,7 @@ def pieces(**settings: object) -> Pieces:
         "side": 64,
         "flips": False,
         "radiometric": 0.0,
-        "zoom": 1.0,
+        "focus": None,
         "gap": 1,
         "leave": 0.0,
         "seed": 0,
@@ -157,12 +157,23 @@ def test_pieces_follow_the_seed_and_turn_round() -> None:
     assert min(steps) > 0  # no frame twice in a row
 
 
-def test_zoom_enlarges_a_structure_and_never_loses_it() -> None:
-    whole, zoomed = (
-        [pieces(zoom=zoom)[Draw(0, epoch, 0)]["mask"][0].float().mean() for epoch in range(8)] for zoom in (1.0, 0.3)
-    )
-    assert min(zoomed) > 0
-    assert sum(zoomed) > 1.5 * sum(whole)
+@pytest.mark.parametrize("focus", [(1.0, 1.0), (2.0, 3.0)])
+def test_windows_are_as_wide_as_asked_and_never_lose_their_structure(focus: tuple[float, float]) -> None:
+    for epoch in range(8):
+        mask = pieces(focus=focus)[Draw(0, epoch, 0)]["mask"][0]
+        wide = max(int(mask.any(axis).sum()) for axis in (0, 1)) / 64
+        assert 0.9 / focus[1] <= wide <= 1.1 / focus[0]
+
+
+def test_slivers_are_no_structures() -> None:
+    class Sliver(Discs):
+        def read(self, index: int, frames: Sequence[int]) -> ClipSample:
+            sample = super().read(index, frames)
+            mask = sample["mask"].clone()
+            mask[:, 0, :3] = 2
+            return sample | {"mask": mask}
+
+    assert set(pieces(clips=Sliver())[Draw(0, 0, 0)]["mask"].unique().tolist()) == {0, 1}
 
 
 def test_gaps_make_faster_motion() -> None:
@@ -196,8 +207,11 @@ def test_pieces_in_which_a_structure_leaves() -> None:
 
 
 def test_impossible_settings() -> None:
-    with pytest.raises(UserError, match=r"zoom is the least share"):
-        TrackingData(Discs(), side=64, zoom=0)
+    for focus in ((0.5, 2), (3, 2)):
+        with pytest.raises(UserError, match=r"focus is null or the least"):
+            TrackingData(Discs(), side=64, focus=focus)
+    with pytest.raises(UserError, match="at least as wide as the prompts"):
+        task(focus=0.5)
     with pytest.raises(UserError, match="leave is a share"):
         TrackingData(Discs(), side=64, leave=2)
     with pytest.raises(UserError, match="prompts are one or more"):

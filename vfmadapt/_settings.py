@@ -44,6 +44,7 @@ _KINDS: dict[str, Any] = {
     "augment.flips": bool | Literal["mirror"],
     "batch": int | Literal["auto"],
     "engine": Literal["local", "ray", "array", "merge"],
+    "focus": float | None,
     "format": Literal["text", "json"],
     "png_scale": float,
     "metric": str | dict[str, str],

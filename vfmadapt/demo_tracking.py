@@ -89,7 +89,8 @@ def _draw(clips: Path, model: list[str], output: Path) -> dict[str, str]:
     clip, masks = labelled_clips(clips)[0].open()
     with clip, masks:
         prompts = truth_prompts(masks, "first")
-        steps = track(tracking_model(compose("track", model)), clip, prompts)
+        settings = compose("track", model)
+        steps = track(tracking_model(settings), clip, prompts, focus=settings.focus)
         tracked = collect(clip.info, prompts, steps)
         written = {"gif": write_gif(output / "overlay.gif", clip, tracked)}
         written["mp4"] = write_mp4(output / "overlay.mp4", clip, tracked)

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEYS = {
-    "styles": "data.styles",
     "size": "backbone.size",
-    "zoom": "augment.zoom",
+    "focus": "augment.focus",
     "gap": "augment.gap",
     "leave": "augment.leave",
     "clip": "loader.clip",
@@ -25,6 +24,7 @@ KEYS = {
     "objects": "task.objects",
     "prompts": "task.prompts",
     "score_weight": "task.score_weight",
+    "absent_weight": "task.absent_weight",
     "steps": "trainer.max_steps",
     "lr": "task.lr",
 }

@@ -53,7 +53,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         _check(cfg, clip, asked, outputs)
         model = tracking_model(cfg)
         began = time.perf_counter()
-        steps = progress(track(model, clip, asked.prompts), clip)
+        steps = progress(track(model, clip, asked.prompts, focus=cfg.focus), clip)
         tracked = collect(clip.info, asked.prompts, steps, asked.names)
         seconds = time.perf_counter() - began
         for path, write in outputs.items():
@@ -65,7 +65,9 @@ def _check(cfg: "DictConfig", clip: "Clip", asked: "Asked", outputs: Iterable[Pa
     """Raise UserError for what could never be done, before the time that it takes to find out."""
     from vfmadapt.frames.write_dicom_seg import check_sources
     from vfmadapt.tracking.measures import check_ventricle
+    from vfmadapt.tracking.regions import check_focus
 
+    check_focus(cfg.focus)
     for prompt in asked.prompts:
         prompt.check(clip.info.size, clip.info.frames)
     for path in outputs:

@@ -51,10 +51,12 @@ def evaluate(cfg: "DictConfig") -> dict[str, Any]:
         raise UserError(f"prompt={place}: with evaluate=, allowed are {' and '.join(PLACES)}")
     from vfmadapt.frames.labelled import labelled_clips
     from vfmadapt.track import tracking_model
+    from vfmadapt.tracking.regions import check_focus
 
+    check_focus(cfg.focus)
     clips, reader = labelled_clips(cfg.evaluate), plain(cfg)["reader"] or {}
     model = tracking_model(cfg)
-    volumes = [scored for clip in clips if (scored := _measured(model, clip, reader, place)) is not None]
+    volumes = [scored for clip in clips if (scored := _measured(model, clip, reader, place, cfg.focus)) is not None]
     if not volumes:
         raise UserError(f"evaluate={cfg.evaluate}: nothing can be followed; give clips of two frames or more and masks")
     result = {**_summary(volumes), "structures": _by_structure(volumes), "volumes": volumes}
@@ -79,7 +81,7 @@ def truth_prompts(masks: "Clip", place: str) -> "list[Prompt]":
 
 
 def _measured(
-    model: "TrackingModel", labelled: "LabelledClip", reader: Mapping[str, Any], place: str
+    model: "TrackingModel", labelled: "LabelledClip", reader: Mapping[str, Any], place: str, focus: float | None
 ) -> dict[str, Any] | None:
     """The scores of one clip, None where there is nothing to follow."""
     from vfmadapt.tracking_metrics import MEANS, average
@@ -94,7 +96,7 @@ def _measured(
         structures: dict[str, dict[str, Any]] = {str(p.object): {"prompt_frame": p.frame} for p in prompts}
         for method in METHODS:
             began = time.perf_counter()
-            found = _followed(model, clip, prompts, method)
+            found = _followed(model, clip, prompts, method, focus)
             facts[f"seconds_per_frame{method}"] = (time.perf_counter() - began) / len(clip)
             for label, scores in _scores(clip, masks, found).items():
                 structures[label] |= {name + (method if name in MEANS else ""): v for name, v in scores.items()}
@@ -102,7 +104,9 @@ def _measured(
     return {**facts, **average(list(structures.values()), names), "structures": structures}
 
 
-def _followed(model: "TrackingModel", clip: "Clip", prompts: "list[Prompt]", method: str) -> "list[Tracked]":
+def _followed(
+    model: "TrackingModel", clip: "Clip", prompts: "list[Prompt]", method: str, focus: float | None
+) -> "list[Tracked]":
     """What a method finds; a baseline by itself for each frame with prompts."""
     from vfmadapt.track import progress
     from vfmadapt.tracking.baselines import copy_masks, flow_masks
@@ -110,7 +114,7 @@ def _followed(model: "TrackingModel", clip: "Clip", prompts: "list[Prompt]", met
     from vfmadapt.tracking.tracker import track
 
     if not method:
-        return [collect(clip.info, prompts, progress(track(model, clip, prompts), clip))]
+        return [collect(clip.info, prompts, progress(track(model, clip, prompts, focus=focus), clip))]
     follow, frame = {"_copy": copy_masks, "_flow": flow_masks}[method], attrgetter("frame")
     groups = [list(group) for _, group in groupby(sorted(prompts, key=frame), key=frame)]
     return [collect(clip.info, group, follow(clip, group)) for group in groups]

@@ -153,8 +153,8 @@ def _make_clips(cfg: "DictConfig", source: Any, loader: dict[str, Any]) -> "Trac
     from vfmadapt.tasks.clips import TrackingData
 
     settings = {k: v for k, v in loader.items() if k not in ("crop", "cache_mb")}
-    changes = ("flips", "radiometric", "zoom", "gap", "leave")
-    settings |= {"side": cfg.backbone.size} | {key: cfg.augment[key] for key in changes}
+    changes = ("flips", "radiometric", "focus", "gap", "leave")
+    settings |= {"side": cfg.backbone.size} | {key: plain(cfg.augment)[key] for key in changes}
     check_arguments(TrackingData, "loader", settings)
     return TrackingData(source, shots=cfg.data.get("shots"), seed=cfg.seed, **settings)
 

@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from vfmadapt.contracts import IGNORE_INDEX, Clips, ClipSample, ClipSource
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.data import Draw, EpochSampler, draw_generator
+from vfmadapt.tracking.regions import around
 from vfmadapt.tracking.tracker import pictures
 
 _TRIES = 8  # pieces are drawn until one begins with a structure
+_ASIDE = 0.1  # of a window's side, that its structure is off the middle, at most
+_SLIVER = 0.001  # of a frame: a quarter of a cell of the memory where a frame is 128 px
 
 
 class Pieces(Dataset[dict[str, Tensor]]):
@@ -29,7 +32,8 @@ class Pieces(Dataset[dict[str, Tensor]]):
         side: S.
         flips: mirror half of the pieces, along each axis.
         radiometric: how far brightness, contrast and gamma are changed; 0 for not at all.
-        zoom: a piece shows at least this share of the frame's height and width, around one of its structures.
+        focus: a piece shows a square around one of its structures, at least and at most so many times as wide as that
+            is in the first frame; None for whole frames.
         gap: of frames that follow one another in a piece, at most; a draw per piece.
         leave: share of the pieces in which a structure of the first frame is missing later, where a clip has such.
         seed: of every draw.
@@ -44,13 +48,13 @@ class Pieces(Dataset[dict[str, Tensor]]):
         side: int,
         flips: bool,
         radiometric: float,
-        zoom: float,
+        focus: tuple[float, float] | None,
         gap: int,
         leave: float,
         seed: int,
     ) -> None:
         self.clips, self.chosen, self.length, self.side = clips, chosen, length, side
-        self.flips, self.radiometric, self.zoom, self.gap, self.leave = flips, radiometric, zoom, gap, leave
+        self.flips, self.radiometric, self.focus, self.gap, self.leave = flips, radiometric, focus, gap, leave
         self.seed = seed
 
     def __len__(self) -> int:
@@ -68,9 +72,10 @@ class Pieces(Dataset[dict[str, Tensor]]):
                 shown = torch.where(torch.isin(shown, lost_labels(sample["mask"])), shown, 0)
             if has_structure(shown):
                 break
-        window = _window(rng, shown, self.zoom)
+        window = (slice(None), slice(None)) if self.focus is None else _window(rng, shown, self.focus)
         image = pictures(sample["image"][..., *window], (0.0, 1.0), self.side)
         mask = F.interpolate(sample["mask"][:, None, *window].float(), size=(self.side, self.side)).long()[:, 0]
+        mask = _without_slivers(mask)
         for axis in (-1, -2):
             if self.flips and rng.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
@@ -94,17 +99,23 @@ def _run(rng: np.random.Generator, labelled: list[int], length: int, gap: int) -
     return run[::-1] if rng.random() < 0.5 else run
 
 
-def _window(rng: np.random.Generator, mask: Tensor, zoom: float) -> tuple[slice, slice]:
-    """Rows and columns of a frame, a share between `zoom` and 1 of both, that hold a pixel of a structure (H, W)."""
-    share = rng.uniform(zoom, 1)
-    found = ((mask > 0) & (mask != IGNORE_INDEX)).nonzero()
-    place = found[rng.integers(len(found))] if len(found) else torch.tensor(mask.shape) // 2
-    rows, columns = (
-        slice(first := int(rng.integers(max(at - length + 1, 0), min(at, whole - length) + 1)), first + length)
-        for at, whole in zip(place.tolist(), mask.shape, strict=True)
-        for length in [max(round(share * whole), 1)]
-    )
-    return rows, columns
+def _window(rng: np.random.Generator, mask: Tensor, focus: tuple[float, float]) -> tuple[slice, slice]:
+    """Rows and columns of a square around one of the structures of a frame (H, W), `focus` times as wide as it."""
+    height, width = mask.shape
+    labels = [int(label) for label in mask.unique() if label not in (0, IGNORE_INDEX)]
+    if not labels:
+        return slice(0, height), slice(0, width)
+    rows, columns = (mask == labels[rng.integers(len(labels))]).nonzero().T
+    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    wide, (x, y) = np.exp(rng.uniform(*np.log(focus))), rng.uniform(-_ASIDE, _ASIDE, 2)
+    return around(box, (height, width), float(wide), (float(x), float(y))).window
+
+
+def _without_slivers(mask: Tensor) -> Tensor:
+    """A label map (T, S, S) without the structures of which the first frame shows too little to be asked for."""
+    labels, counts = mask[0].unique(return_counts=True)
+    few = labels[(counts < mask[0].numel() * _SLIVER) & (labels != IGNORE_INDEX)]
+    return torch.where(torch.isin(mask, few), 0, mask)
 
 
 def lost_labels(mask: Tensor) -> Tensor:
@@ -131,7 +142,7 @@ class TrackingData(LightningDataModule):
         num_workers: processes that load.
         flips: mirror pieces.
         radiometric: how far brightness, contrast and gamma are changed, 0 to 1.
-        zoom: a piece shows at least this share of the frame's height and width; 1: all of it.
+        focus: least and greatest width of the square that a piece shows, in widths of a structure; None: whole frames.
         gap: between the frames of a piece, at most: faster motion, and more structures that vanish.
         leave: share of the pieces that show a structure vanish, where a clip has one that does; 0: as they come.
         shots: train on this many clips alone, the first of an order that the seed draws.
@@ -152,7 +163,7 @@ class TrackingData(LightningDataModule):
         num_workers: int = 0,
         flips: bool = True,
         radiometric: float = 0.5,
-        zoom: float = 1.0,
+        focus: tuple[float, float] | None = None,
         gap: int = 1,
         leave: float = 0.0,
         shots: int | None = None,
@@ -161,10 +172,10 @@ class TrackingData(LightningDataModule):
         super().__init__()
         if not isinstance(source, ClipSource):
             raise UserError(f"task=tracking learns from clips, {source.spec.name} has images; take data=cine_synthetic")
-        if not 0 < zoom <= 1 or gap < 1 or not 0 <= leave <= 1:
+        if not (focus is None or (len(focus) == 2 and 1 <= focus[0] <= focus[1])) or gap < 1 or not 0 <= leave <= 1:
             raise UserError(
-                f"augment.zoom={zoom} gap={gap} leave={leave}: zoom is the least share of a frame that a piece shows, "
-                "above 0, at most 1; gap is at least 1; leave is a share, 0 to 1"
+                f"augment.focus={focus} gap={gap} leave={leave}: focus is null or the least and the greatest width of "
+                "a window in widths of a structure, from 1; gap is at least 1; leave is a share, 0 to 1"
             )
         if clip < 2 or batch_size < 1 or (steps_per_epoch or 1) < 1 or num_workers < 0 or seed < 0:
             raise UserError(
@@ -174,7 +185,8 @@ class TrackingData(LightningDataModule):
             )
         self.source, self.side, self.clip, self.seed = source, side, clip, seed
         self.batch_size, self.steps_per_epoch, self.num_workers = batch_size, steps_per_epoch, num_workers
-        self.flips, self.radiometric, self.zoom, self.gap, self.leave = flips, radiometric, zoom, gap, leave
+        self.flips, self.radiometric, self.gap, self.leave = flips, radiometric, gap, leave
+        self.focus = None if focus is None else (float(focus[0]), float(focus[1]))
         self.shots = shots
 
     def samples(self, split: str) -> Clips:
@@ -198,7 +210,7 @@ class TrackingData(LightningDataModule):
             side=self.side,
             flips=self.flips,
             radiometric=self.radiometric,
-            zoom=self.zoom,
+            focus=self.focus,
             gap=self.gap,
             leave=self.leave,
             seed=self.seed,

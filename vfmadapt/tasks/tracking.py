@@ -23,6 +23,7 @@ from vfmadapt.tasks.training import AdapterTask, Schedule
 from vfmadapt.tracking.model import Asked, Encoded, TrackingModel
 from vfmadapt.tracking.prompts import Prompt
 from vfmadapt.tracking.propagation import Answer, Propagation, Question
+from vfmadapt.tracking.regions import check_focus
 from vfmadapt.tracking.tracker import track
 
 PROMPTS = ("box", "point", "mask")
@@ -45,8 +46,10 @@ class TrackingTask(AdapterTask):
         dice_weight: weight of the Dice loss.
         iou_weight: weight of the expected IoU's squared error.
         score_weight: weight of the cross-entropy of being in the frame.
+        absent_weight: weight of the cross-entropy of masks, which must be empty, where the object is not in the frame.
         prompts: kinds that are drawn from: "box", "point", "mask".
         objects: at most so many per piece.
+        focus: of the tracker where whole clips are measured, see `vfmadapt.tracking.tracker.Tracker`.
 
     Raises:
         UserError: another model, an impossible setting.
@@ -67,8 +70,10 @@ class TrackingTask(AdapterTask):
         dice_weight: float = 1.0,
         iou_weight: float = 1.0,
         score_weight: float = 0.2,
+        absent_weight: float = 5.0,
         prompts: Sequence[str] = PROMPTS,
         objects: int = 3,
+        focus: float | None = None,
     ) -> None:
         if not isinstance(model, TrackingModel):
             raise UserError("task=tracking needs SAM2's video model: backbone=sam2_mini head=null, or another size")
@@ -78,7 +83,9 @@ class TrackingTask(AdapterTask):
                 f"task.prompts={list(prompts)} task.objects={objects}: prompts are one or more of "
                 f"{', '.join(PROMPTS)}, objects at least 1"
             )
-        self.prompts, self.objects, self.score_weight = tuple(prompts), objects, score_weight
+        check_focus(focus)
+        self.prompts, self.objects, self.focus = tuple(prompts), objects, focus
+        self.score_weight, self.absent_weight = score_weight, absent_weight
         self.loss = PromptLoss(ce_weight=ce_weight, dice_weight=dice_weight, iou_weight=iou_weight)
         self._counts: list[Tensor] = []
 
@@ -125,14 +132,15 @@ class TrackingTask(AdapterTask):
         return Asked(points=corners, labels=torch.tensor([[2, 3]], device=truth.device).expand(len(truth), 2))
 
     def _frame_loss(self, answer: Answer, truth: Tensor, counted: Tensor) -> Tensor:
-        """Loss of one frame; objects that are not in it train the score alone."""
+        """Loss of one frame; objects that are not in it train the score, and masks that are empty."""
         decoded, wanted = answer.decoded, truth[list(answer.objects)]
         there = wanted.flatten(1).any(1)
         logits = F.interpolate(decoded.logits, size=truth.shape[-2:], mode="bilinear", align_corners=False)
         masks = PromptedMasks(logits=logits[None], scores=decoded.ious[None], coarse=decoded.logits[None])
         parts = self.loss(masks, wanted[None], counted[None], there[None])
         score = F.binary_cross_entropy_with_logits(decoded.scores, there.float())
-        return parts["loss"] + self.score_weight * score
+        empty = (F.softplus(logits.float()) * counted).mean((1, 2, 3))[~there].sum() / max(int((~there).sum()), 1)
+        return parts["loss"] + self.score_weight * score + self.absent_weight * empty
 
     def validation_step(self, sample: dict[str, Any], *_: Any) -> None:
         """Measure a whole clip of the val split."""
@@ -170,7 +178,7 @@ class TrackingTask(AdapterTask):
         found = torch.zeros_like(truth)
         if prompts:
             clip = ArrayClip(sample["image"].cpu().numpy(), name=str(sample["id"]))
-            for index, result in track(self.model, clip, prompts):
+            for index, result in track(self.model, clip, prompts, focus=self.focus):
                 found[:, index] = result.masks
         return found, truth, torch.tensor([int(m) for m in middles])
 

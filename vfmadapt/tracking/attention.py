@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_CELLS = 256  # of objects that are read for together on a CPU
 _ROWS = 256  # queries of which the weights are in memory at a time where there is no fused kernel
 
 
@@ -28,8 +29,8 @@ def attend(
         pointer_tokens: how many tokens are of pointers, which have no place in the frame.
     """
     first = _look_around(attention.layers[0], frame, turns)
-    # A CPU's caches hold what one object needs; a GPU wants them all at once.
-    size = 1 if memory.device.type == "cpu" else len(memory)
+    # A CPU's caches hold what one object needs of a large frame, or several of a small one; a GPU wants all at once.
+    size = max(_CELLS // frame.shape[1], 1) if memory.device.type == "cpu" else len(memory)
     done = []
     for own, at in zip(memory.split(size), position.split(size), strict=True):
         x = first.expand(len(own), -1, -1)

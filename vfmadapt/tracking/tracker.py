@@ -16,6 +16,7 @@ from vfmadapt.tracking.memory import Limits
 from vfmadapt.tracking.model import ABSENT, Encoded, TrackingModel
 from vfmadapt.tracking.prompts import Prompt, asked
 from vfmadapt.tracking.propagation import Answer, Propagation, Question
+from vfmadapt.tracking.regions import Region, check_focus, focused
 
 _TAILS = (0.005, 0.995)  # values beyond are shown black or white: implants and markers must not darken the rest
 _LARGEST = 1 << 20  # values that the range is taken from; torch.quantile takes no more than 16 million
@@ -63,10 +64,12 @@ class Tracker:
         size: (H, W) of the frames.
         objects: labels of the structures, in the order of results.
         window: values shown black and white; None: from the first frame, leaving out 0.5 % at either end.
+        focus: look at a square so many times as wide as the prompts given before the first frame, see
+            `regions.focused`; what is outside counts as absent. None: look at whole frames.
         frames, anchor, limits: see `Propagation`.
 
     Raises:
-        UserError: no object, or one twice.
+        UserError: no object, or one twice, a focus below 1.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Tracker:
         objects: Sequence[int] = (1,),
         *,
         window: tuple[float, float] | None = None,
+        focus: float | None = None,
         frames: int | None = None,
         anchor: int | None = None,
         limits: Limits | None = None,
@@ -83,7 +87,9 @@ class Tracker:
         if len(set(objects)) != len(objects) or not objects:
             raise UserError(f"objects={list(objects)}: give each label once, at least one")
         self.model, self.size, self.objects = model, size, tuple(objects)
-        self.window, self.frames = window, frames
+        check_focus(focus)
+        self.window, self.focus, self.frames = window, focus, frames
+        self._region: Region | None = None  # memories are of its places, so it stays where it is
         self._propagation = Propagation(model, len(objects), frames=frames, anchor=anchor, limits=limits)
         self._waiting: dict[int, dict[int, Prompt]] = defaultdict(dict)  # by frame and object
         self._seen: _Seen | None = None
@@ -95,12 +101,15 @@ class Tracker:
         mask that was found.
 
         Raises:
-            UserError: an unknown object, a place outside the frame, a frame that has passed.
+            UserError: an unknown object, a place outside the frame, or outside the region once that is fixed, a frame
+                that has passed.
         """
         if prompt.object not in self.objects:
             known = ", ".join(map(str, self.objects))
             raise UserError(f"prompt for object {prompt.object}: this tracker follows {known}")
         prompt.check(self.size, self.frames)
+        if self._region is not None:
+            self._region.crop(prompt)
         seen = self._seen
         if seen is not None and (prompt.frame > seen.index if seen.reverse else prompt.frame < seen.index):
             raise UserError(f"prompt for frame {prompt.frame}: it has passed, the tracker is at {seen.index}")
@@ -157,7 +166,11 @@ class Tracker:
             )
         if self.window is None:
             self.window = spread(values)
-        return self.model.encode(pictures(values[None], self.window, self.model.size).to(self.model.mean.device))
+        if self._region is None:
+            prompts = [prompt for waiting in self._waiting.values() for prompt in waiting.values()]
+            self._region = focused(prompts, self.size, self.focus)
+        shown = values[None][..., *self._region.window]
+        return self.model.encode(pictures(shown, self.window, self.model.size).to(self.model.mean.device))
 
     def _questions(self, index: int) -> list[Question]:
         """The prompts that wait for a frame, those of one kind together."""
@@ -165,8 +178,10 @@ class Tracker:
         return [self._question(list(group)) for _, group in groupby(waiting, key=lambda prompt: prompt.kind)]
 
     def _question(self, prompts: Sequence[Prompt]) -> Question:
+        assert self._region is not None  # of the frame that is asked about
         objects = [self.objects.index(prompt.object) for prompt in prompts]
-        return Question(objects, asked(prompts, self.size, self.model.size, self.model.mean.device))
+        cropped = [self._region.crop(prompt) for prompt in prompts]
+        return Question(objects, asked(cropped, self._region.size, self.model.size, self.model.mean.device))
 
     def _collect(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[Tensor, Tensor]:
         """Coarse logits (O, 4h, 4w) and scores (O,) of all objects."""
@@ -179,7 +194,10 @@ class Tracker:
         return coarse, scores
 
     def _result(self, seen: _Seen) -> StepResult:
-        logits = F.interpolate(seen.coarse[None].float(), size=self.size, mode="bilinear", align_corners=False)[0].cpu()
+        assert self._region is not None  # of the frame seen
+        coarse = seen.coarse[None].float()
+        near = F.interpolate(coarse, size=self._region.size, mode="bilinear", align_corners=False)[0].cpu()
+        logits = self._region.paste(near, ABSENT)
         there = (logits > 0).flatten(1).any(1)
         return StepResult(logits, seen.scores.float().cpu() * there)
 
@@ -204,17 +222,23 @@ def pictures(frames: Tensor, window: tuple[float, float], side: int) -> Tensor:
 
 
 def track(
-    model: TrackingModel, clip: Clip, prompts: Sequence[Prompt], *, limits: Limits | None = None
+    model: TrackingModel,
+    clip: Clip,
+    prompts: Sequence[Prompt],
+    *,
+    focus: float | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[tuple[int, StepResult]]:
     """Follow the objects of `prompts` through a clip, from their first frame to the end, then back to the beginning.
 
-    Objects are in order of their labels. Prompts of later frames count in the frames before them, too.
+    Objects are in order of their labels. Prompts of later frames count in the frames before them, too. `focus`,
+    `limits`: see `Tracker`.
 
     Yields:
         (index of the frame, its result), one frame at a time.
 
     Raises:
-        UserError: no prompt, or one outside the clip.
+        UserError: no prompt, or one outside the clip, a focus below 1.
     """
     if not prompts:
         raise UserError(f"{clip.info.path}: nothing to follow; give a prompt for one frame")
@@ -224,6 +248,7 @@ def track(
         clip.info.size,
         sorted({prompt.object for prompt in prompts}),
         window=clip.window(),
+        focus=focus,
         frames=clip.info.frames,
         anchor=start,
         limits=limits,
