@@ -16,9 +16,10 @@ from vfmadapt import predict, train
 from vfmadapt.build import compose
 from vfmadapt.contracts import DataSource, Samples, UserError
 from vfmadapt.datasets import _maps_curves as curves
+from vfmadapt.datasets._maps_areas import draw_houses
 from vfmadapt.datasets._maps_family import mixed_style, own_style, training_style
 from vfmadapt.datasets._maps_files import write_tile
-from vfmadapt.datasets._maps_lettering import _font, _straight, _Writer
+from vfmadapt.datasets._maps_lettering import _font, _hidden, _straight, _Writer
 from vfmadapt.datasets._maps_lines import draw_railway, draw_river, draw_roads, draw_walls
 from vfmadapt.datasets._maps_plates import NAMES, Plates
 from vfmadapt.datasets._maps_scan import ORDER, scan
@@ -184,6 +185,24 @@ def test_free_lines_shun_other_lines_and_lakes() -> None:
     free = np.mean([share(_free(sheet, [line], step=24, turn=0.14)) for _ in range(30)])
     any_curve = np.mean([share(curves.curve(sheet.rng, sheet.size, step=24, turn=0.14)) for _ in range(60)])
     assert free < any_curve - 0.2
+
+
+def test_no_house_stands_on_a_line() -> None:
+    for seed in range(6):
+        sheet = plates(size=(200, 200), seed=seed)
+        roads = [level(60), level(140)]
+        taken = curves.stroke(sheet.size, roads, 18)
+        draw_houses(sheet, roads, taken)
+        houses = sheet.labels == NAMES.index("built-up")
+        assert houses.sum() > 100
+        assert not houses[(60, 140), :].any()
+
+
+def test_a_name_goes_where_it_hides_the_fewest_lines() -> None:
+    sheet = plates()
+    sheet.label("road", curves.stroke(sheet.size, [level(40)], 10))
+    assert _hidden(sheet, level(44)) > 40
+    assert _hidden(sheet, level(70)) == 0
 
 
 def test_no_rock_stands_in_a_lake() -> None:
