@@ -31,7 +31,7 @@ _HUES: dict[
     "green": ((68, 80), (94, 130)),
     "water": ((158, 168), (188, 222)),
 }
-_PAPER: Spans = ((30, 56), (190, 230))  # survey has 72 to 75, field 24 to 27
+_PAPER: Spans = ((30, 56),)  # survey has 72 to 75, field 24 to 27
 _FACES = (
     "STIXGeneral.ttf",
     "STIXGeneralItalic.ttf",
@@ -81,17 +81,18 @@ def own_style(rng: np.random.Generator) -> Style:
     own = rng.random() < 0.7
     return Style(
         name="own",
-        paper=_tint(rng, _PAPER, (0.02, 0.22), (0.84, 1.0)),
+        paper=_tint(rng, _PAPER, (0.02, 0.2), (0.86, 1.0)),
         inks=_palette(rng),
         railways=(_railway(rng),),
         roads=(_road(rng, (9, 17)), _road(rng, (6, 10))),
-        rivers=signs.rivers,
+        rivers="tint",
         lakes=signs.lakes,
         vineyards=_symbol(rng) if own else signs.vineyards,
-        houses=signs.houses,
+        houses=("solid", "hatched", "crossed")[rng.integers(3)],  # what is filled with colour is a road
         woods=signs.woods,
         faces=tuple(str(face) for face in rng.choice(_FACES, 3, replace=False)),
-        wear=(0.1, 0.8),
+        wear=(0.05, 0.5),
+        rocks=1,
     )
 
 
@@ -104,12 +105,11 @@ def _tint(rng: np.random.Generator, hues: Spans, saturation: Range, value: Range
 
 
 def _palette(rng: np.random.Generator) -> dict[str, Tint]:
-    grey = rng.random() < 0.15  # relief in a grey or a second black
     return {
         "black": _tint(rng, _HUES["black"], (0.0, 0.6), (0.0, 0.28)),
         "blue": _tint(rng, _HUES["blue"], (0.45, 0.9), (0.35, 0.8)),
-        "brown": _tint(rng, _HUES["brown"], (0.05, 0.3) if grey else (0.4, 0.9), (0.25, 0.5) if grey else (0.45, 0.88)),
-        "water": _tint(rng, _HUES["water"], (0.1, 0.4), (0.76, 0.96)),
+        "brown": _tint(rng, _HUES["brown"], (0.4, 0.9), (0.5, 0.88)),
+        "water": _tint(rng, _HUES["water"], (0.18, 0.45), (0.74, 0.94)),
         "green": _tint(rng, _HUES["green"], (0.08, 0.32), (0.78, 0.95)),
         "red": _tint(rng, _HUES["red"], (0.4, 0.85), (0.6, 0.96)),
     }
@@ -117,7 +117,7 @@ def _palette(rng: np.random.Generator) -> dict[str, Tint]:
 
 def _railway(rng: np.random.Generator) -> Railway:
     """A railway is black, heavier than any road, and where it is not two thick lines it has a rhythm."""
-    kind = rng.choice(["rails", "rails", "blocks", "blocks", "core", "ladder", "ticks"])
+    kind = rng.choice(["rails", "rails", "rails", "blocks", "blocks", "blocks", "core", "ladder", "ticks"])
     width = float(rng.uniform(8, 14))
     wide = (width, width + 1)
     if kind == "rails":
@@ -137,8 +137,8 @@ def _railway(rng: np.random.Generator) -> Railway:
 def _road(rng: np.random.Generator, width: Range) -> Road:
     thick, shadow = float(rng.uniform(0.8, 1.8)), float(rng.choice([1, 1, rng.uniform(1, 1.8)]))
     wide = float(rng.uniform(*width))
-    fill = "red" if rng.random() < 0.35 else ""
-    dashed = bool(rng.random() < 0.15)
+    fill = "red" if rng.random() < 0.9 else ""
+    dashed = bool(rng.random() < 0.1)
     return Road((wide, wide + 1), (thick, thick), (thick * shadow, thick * shadow), dashed=dashed, fill=fill)
 
 

@@ -67,7 +67,7 @@ def _water(plates: Plates, river: Points | None) -> list[Points]:
     rng, drawn = plates.rng, []
     for _ in range(rng.integers(0, 2)):
         stream = curve(rng, plates.size, step=9, turn=0.4)
-        drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.6, 3.0)))
+        drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.8, 3.4)))
     if river is not None:
         drawn.append((river, rng.uniform(5, 28) if rng.random() < 0.75 else rng.uniform(1.8, 3.4)))
     for line, width in drawn:

@@ -186,14 +186,16 @@ SURVEY = Style(  # held out for testing: violet lines, olive relief, another set
         "red": ((0.66, 0.24, 0.34), (0.80, 0.42, 0.50)),
     },
     railways=(Railway("blocks", (9, 12), (1.2, 1.8), (18, 26)), Railway("rails", (9, 12), (2.4, 3.0))),
-    roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6), fill="red"), Road((7, 10), (1.2, 1.6), (1.2, 1.6))),
+    roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6), fill="red"), Road((7, 10), (1.2, 1.6), (1.2, 1.6), fill="red")),
     rivers="tint",
     lakes="both",
     vineyards=HOOK,
     houses="crossed",
     woods="circles",
     faces=("cmr10.ttf", "cmti10.ttf", "cmb10.ttf"),
+    wear=(0.1, 0.5),
     halo=(1.5, 3.0),
+    rocks=1,
 )
 
 FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open houses, level water lines
