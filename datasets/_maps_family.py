@@ -47,7 +47,7 @@ _FACES = (
 def training_style(rng: np.random.Generator) -> Style:
     """The style of a training sheet: one of its own, a mixture, or the series that is drawn like the Siegfried map."""
     chance = rng.random()
-    return own_style(rng) if chance < 0.6 else mixed_style(rng) if chance < 0.8 else ATLAS
+    return own_style(rng) if chance < 0.5 else mixed_style(rng) if chance < 0.7 else ATLAS
 
 
 def mixed_style(rng: np.random.Generator) -> Style:
@@ -92,7 +92,7 @@ def own_style(rng: np.random.Generator) -> Style:
         woods=signs.woods,
         faces=tuple(str(face) for face in rng.choice(_FACES, 3, replace=False)),
         wear=(0.05, 0.5),
-        rocks=1,
+        rocks=4,  # else a comb of strokes is a railway: most real sheets of mountains have them
     )
 
 
@@ -137,7 +137,7 @@ def _railway(rng: np.random.Generator) -> Railway:
 def _road(rng: np.random.Generator, width: Range) -> Road:
     thick, shadow = float(rng.uniform(0.8, 1.8)), float(rng.choice([1, 1, rng.uniform(1, 1.8)]))
     wide = float(rng.uniform(*width))
-    fill = "red" if rng.random() < 0.9 else ""
+    fill = "red" if rng.random() < 0.8 else ""
     dashed = bool(rng.random() < 0.1)
     return Road((wide, wide + 1), (thick, thick), (thick * shadow, thick * shadow), dashed=dashed, fill=fill)
 

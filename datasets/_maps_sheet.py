@@ -32,8 +32,7 @@ class Sheet:
 def render_sheet(seed: int, *, size: Size = (256, 256), style: Style | None = None) -> Sheet:
     """One piece of a map sheet drawn by `seed`, in a style or in that of a training sheet."""
     rng = np.random.default_rng([seed, 4])  # 4: the stream of labelled maps
-    own = training_style(rng)
-    plates = Plates(rng, size, style or own)
+    plates = Plates(rng, size, style or training_style(np.random.default_rng([seed, 5])))  # 5: of styles
     river = curve(rng, size, step=14, turn=0.22) if rng.random() < 0.7 else None
     make_ground(plates, river)
     _ground(plates)

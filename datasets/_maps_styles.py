@@ -79,7 +79,7 @@ class Style:
     faces: tuple[str, ...]
     wear: Range = (0.2, 0.8)
     halo: Range = (0.0, 3.0)
-    rocks: int = 2
+    rocks: int = 4
 
 
 _MAIN = Road((12, 18), (0.8, 1.4), (2.0, 3.6))
@@ -107,7 +107,6 @@ ATLAS = Style(  # three plates, thick rails, roads lit from one side: the look o
     faces=("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"),
     wear=(0.0, 0.7),
     halo=(0.0, 1.5),
-    rocks=4,
 )
 
 STAFF = Style(  # grey paper, brown relief, hatched towns
