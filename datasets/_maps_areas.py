@@ -6,14 +6,6 @@ from vfmadapt.datasets._maps_curves import Points, blob, lattice, line_of, norma
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._procedural import Field, coordinates, draw_polygons
 
-_SYMBOLS: dict[str, list[list[tuple[float, float]]]] = {  # strokes of the unit square, y down
-    "stake": [[(0, -0.5), (0, 0.5)], [(0, -0.3), (0.22, -0.45), (0.25, -0.15), (0, 0)]],
-    "hook": [[(0.2, -0.4), (0, -0.5), (0, 0.35), (-0.15, 0.5), (-0.3, 0.4)]],
-    "cross": [[(-0.35, -0.35), (0.35, 0.35)], [(-0.35, 0.35), (0.35, -0.35)]],
-    "bar": [[(0, -0.5), (0, 0.5)]],
-    "vee": [[(-0.35, -0.4), (0, 0.4), (0.35, -0.4)]],
-}
-
 
 def _in(points: Points, area: Field) -> Points:
     """The points that lie in an area."""
@@ -33,10 +25,10 @@ def draw_vineyard(plates: Plates) -> None:
     places = _in(
         lattice(rng, plates.size, step, step * float(rng.uniform(0.8, 1.1)), float(rng.uniform(-0.5, 0.5)), 0.5), area
     )
-    tall, ink = float(rng.uniform(4.5, 7)), "black" if rng.random() < 0.75 else "brown"
-    strokes = [np.asarray(s, dtype=np.float32) * tall for s in _SYMBOLS[plates.style.vineyards]]
-    plates.lines(ink, [stroke + p for p in places for stroke in strokes], float(rng.uniform(0.9, 1.3)))
-    if rng.random() < 0.6:
+    tall = float(rng.uniform(4.5, 7))
+    strokes = [np.asarray(s, dtype=np.float32) * tall for s in plates.style.vineyards]
+    plates.lines("black", [stroke + p for p in places for stroke in strokes], float(rng.uniform(0.9, 1.3)))
+    if rng.random() < 0.8:
         plates.lines("black", [np.concatenate([corners, corners[:1]])], 0.8)
 
 
@@ -88,7 +80,7 @@ def draw_lake(plates: Plates) -> None:
     outline = blob(rng, plates.place(50), float(rng.uniform(55, 140)), 0.35)
     area = draw_polygons(plates.size, [outline])
     plates.clear(area)
-    plates.lake |= plates.label("lake", area)
+    plates.lake |= plates.label("lake", area, "blue")
     if style.lakes in ("tint", "both"):
         plates.draw("water", area)
     # from the shore inwards; beyond the frame the lake goes on
@@ -112,7 +104,7 @@ def draw_houses(plates: Plates, roads: list[Points], taken: Field) -> None:
         on_sheet = np.flatnonzero(((road > 0) & (road < plates.size[::-1])).all(axis=1))
         if not on_sheet.size:
             continue
-        grown = rng.choice([1.2, 1.8, 2.6])
+        grown = rng.choice([1.4, 2.0, 2.8])
         centre, reach = rng.choice(on_sheet), rng.uniform(30, 80) * grown
         sides = normals(road)
         for i in range(int(on_sheet[0]), int(on_sheet[-1]), int(rng.integers(6, 10) * grown)):
@@ -128,7 +120,14 @@ def draw_houses(plates: Plates, roads: list[Points], taken: Field) -> None:
     for _ in range(rng.integers(0, 3)):
         long, deep = rng.uniform(10, 36, 2).tolist()
         shapes.append(rectangle(line_of(plates.place())[0], long, deep, float(rng.uniform(0, 2))))
-    _print_houses(plates, _apart([s for s in shapes if not _in(s, taken).size]))
+    _print_houses(plates, _apart([s for s in shapes if not _in(_spots(s), taken).size]))
+
+
+def _spots(shape: Points) -> Points:
+    """Five by five points of a rectangle, its corners among them: what lies below it is seldom missed by all."""
+    along = np.linspace(0, 1, 5, dtype=np.float32)
+    first, second = along.repeat(5)[:, None], np.tile(along, 5)[:, None]
+    return np.asarray(shape[0] + first * (shape[1] - shape[0]) + second * (shape[3] - shape[0]), dtype=np.float32)
 
 
 def _apart(shapes: list[Points]) -> list[Points]:

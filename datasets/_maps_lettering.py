@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.datasets._maps_curves import STEP, Points, line_of, resample
-from vfmadapt.datasets._maps_plates import Plates
+from vfmadapt.datasets._maps_plates import LINES, Plates
 from vfmadapt.datasets._procedural import Field, blur
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _FIRST = ("Ober", "Unter", "Hinter", "Vorder", "Alt", "Neu", "Gross", "Klein", "
 _STEMS = ("Matt", "Erlen", "Buch", "Stein", "Rüti", "Wald", "Eich", "Moos", "Linden", "Burg", "Hasel", "Sonnen")
 _LAST = ("berg", "hof", "wil", "dorf", "bach", "tal", "egg", "au", "acker", "halde", "ried", "feld", "holz", "kirch")
 _SHORT = ("Bhf.", "St.", "K.", "R.", "Br.", "M.", "Zgl.", "W.H.", "Stat.")
+PLACES = 3  # tried for a name, of which the one that hides the least is taken
 _WATER = ("bach", "aach", "wasser", "graben", "see")
 
 
@@ -91,7 +92,9 @@ def draw_lettering(plates: Plates, rivers: list[Points]) -> None:
         spacing = float(rng.choice([0, 0, 0, 1, rng.uniform(2, 14)]))
         text = place_name(rng) if rng.random() < 0.8 else str(rng.choice(_SHORT))
         slant = float(rng.choice([0, 0, 0, rng.uniform(-0.9, 0.9)]))
-        writer.write(text, _straight(plates.place(30), slant), str(rng.choice(style.faces)), size, spacing)
+        lines = [_straight(plates.place(30), slant) for _ in range(PLACES)]
+        best = min(lines, key=lambda line: _hidden(plates, line[: round(len(text) * size / 4)]))
+        writer.write(text, best, str(rng.choice(style.faces)), size, spacing)
     for river in rivers:
         if rng.random() < 0.6 and len(river) > 60:
             start = int(rng.integers(len(river) - 50))
@@ -105,6 +108,13 @@ def draw_lettering(plates: Plates, rivers: list[Points]) -> None:
         plates.clear(np.clip(blur(letters, 1.5) * 3, 0, 1))
     plates.draw("black", letters)
     plates.draw("blue", water.cover())
+
+
+def _hidden(plates: Plates, line: Points) -> int:
+    """How much of railways, roads and rivers a name at this place would lie on."""
+    height, width = plates.size
+    x, y = np.clip(line[:, 0].astype(int), 0, width - 1), np.clip(line[:, 1].astype(int) - 4, 0, height - 1)
+    return int(np.isin(plates.labels[y, x], LINES).sum())
 
 
 def _straight(place: tuple[float, float], slant: float) -> Points:

@@ -15,7 +15,8 @@ def draw_river(plates: Plates, line: Points, width: float) -> None:
     """A river `width` pixels wide between banks, below 4 pixels a stream of one stroke; it ends at a lake's shore."""
     for piece in inside(line, ~plates.lake):
         corridor = stroke(plates.size, [piece], max(width, NARROWEST))
-        plates.river |= plates.label("river", corridor)
+        plates.river |= plates.label("river", corridor, "blue")
+        leave_paper(plates, [(piece, width)])
         if width < 4:
             plates.lines("blue", [piece], width)
         else:
@@ -37,6 +38,13 @@ def _fill_river(plates: Plates, line: Points, width: float) -> None:
     plates.lines("blue", strokes, float(rng.uniform(0.6, 1.0)))
 
 
+def leave_paper(plates: Plates, lines: list[tuple[Points, float]]) -> None:
+    """Break relief and vegetation beside lines of some width, as far as the style does."""
+    halo = plates.among(plates.style.halo)
+    for line, width in lines if halo >= 0.5 else ():
+        plates.clear(stroke(plates.size, [line], width + 2 * halo), ["brown", "black", "green"])
+
+
 def draw_roads(plates: Plates, roads: list[tuple[Points, Road]]) -> None:
     """All roads at once, so that they open into one another: casings first, then what lies between them."""
     drawn = []
@@ -44,6 +52,7 @@ def draw_roads(plates: Plates, roads: list[tuple[Points, Road]]) -> None:
         width, left, right = (plates.among(span) for span in (road.width, road.left, road.right))
         side = plates.rng.choice([-1, 1])
         drawn += [(piece, road, width, left, right, side) for piece in inside(line, ~plates.lake)]
+    leave_paper(plates, [(line, width) for line, _, width, _, _, _ in drawn])
     for line, road, width, left, right, side in drawn:
         cover = stroke(plates.size, [line], width)
         plates.clear(cover)
@@ -69,6 +78,7 @@ def draw_railway(plates: Plates, line: Points, railway: Railway) -> None:
     """One railway, over everything that is there but lakes."""
     width, thick, period = (plates.among(span) for span in (railway.width, railway.line, railway.period))
     for piece in inside(line, ~plates.lake):
+        leave_paper(plates, [(piece, width)])
         plates.clear(stroke(plates.size, [piece], width))
         plates.label("railway", stroke(plates.size, [piece], max(width, 9.0)))
         if railway.kind == "ticks":
@@ -104,7 +114,7 @@ def draw_paths(plates: Plates) -> None:
 def draw_walls(plates: Plates, along: list[Points]) -> None:
     """Rock faces, dams and cuttings: combs of strokes, black ones free or beside a road, brown ones beside a line."""
     rng = plates.rng
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, plates.style.rocks + 1)):
         if along and rng.random() < 0.6:
             base = along[rng.integers(len(along))]
             line = beside(base, float(rng.choice([-1, 1]) * rng.uniform(12, 30)))

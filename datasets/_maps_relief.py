@@ -31,7 +31,7 @@ def _isolines(ground: Field, interval: float, width: float) -> Field:
 def draw_contours(plates: Plates) -> None:
     """Contour lines in brown, every fifth one thicker or every second one broken."""
     rng, ground = plates.rng, plates.height
-    interval = float(np.ptp(ground)) / rng.uniform(5, 22)
+    interval = float(np.ptp(ground)) / rng.uniform(4, 16)
     width = float(rng.uniform(0.7, 1.3))
     if rng.random() < 0.4:
         u, v = coordinates(plates.size, 0.4)

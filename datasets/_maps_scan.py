@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.datasets._maps_plates import Plates
-from vfmadapt.datasets._procedural import Field, blur, coordinates, power_noise, smoothstep, warp
+from vfmadapt.datasets._procedural import Field, blur, coordinates, power_noise, smoothstep
 
 ORDER = ("water", "green", "red", "brown", "blue", "black")
 """Inks in the order of printing; each lets the ones below shine through, as ink does."""
@@ -16,11 +16,11 @@ _YELLOW = np.array([0.6, 1.0, 1.6], dtype=np.float32)  # how much age takes of r
 def scan(plates: Plates) -> NDArray[np.uint8]:
     """Print the plates on paper and scan the sheet: uint8 RGB (H, W, 3)."""
     rng = plates.rng
-    wear = plates.among(plates.style.wear)
+    wear = plates.wear
     rgb = _paper(plates, wear)
     fade = rng.uniform(0, 0.35) * wear
     for ink in ORDER:
-        cover = _printed(plates, plates.covers[ink], ink, wear)
+        cover = _printed(plates, ink)
         colour = np.asarray(plates.colours[ink], dtype=np.float32) * np.float32(1 - fade) + np.float32(fade)
         rgb *= 1 - cover[..., None] * (1 - colour)
     rgb = _folds(rng, rgb, wear)
@@ -41,18 +41,15 @@ def _paper(plates: Plates, wear: float) -> Field:
     return np.asarray(base * grain, dtype=np.float32)
 
 
-def _printed(plates: Plates, cover: Field, ink: str, wear: float) -> Field:
+def _printed(plates: Plates, ink: str) -> Field:
     """A plate's ink on the paper: out of register, bled, and patchy where the plate was worn."""
-    rng = plates.rng
+    rng, cover, press = plates.rng, plates.covers[ink], plates.presses[ink]
     if not cover.any():
         return cover
-    if ink != "black":
-        down, right = rng.normal(0, 0.3 + 0.9 * wear, 2)
-        cover = warp(cover, float(down), float(right))
-    bled = blur(cover, float(rng.uniform(0.25, 0.5 + 0.4 * wear)))
+    bled = press.spread(cover)
     edge = rng.uniform(0.12, 0.3)
-    worn = power_noise(rng, plates.size, 1.0, outer=20) * np.float32(0.12 * wear)
-    threshold = np.float32(rng.uniform(0.15, 0.5)) + worn  # below a half: the ink has run
+    worn = power_noise(rng, plates.size, 1.0, outer=20) * np.float32(0.12 * plates.wear)
+    threshold = np.float32(press.least) + worn
     sharp = np.clip((bled - threshold) / np.float32(2 * edge) + np.float32(0.5), 0, 1)
     return np.asarray(sharp * np.float32(rng.uniform(0.85, 1.0)), dtype=np.float32)
 

@@ -7,15 +7,16 @@ from numpy.typing import NDArray
 
 from vfmadapt.datasets import _maps_areas as areas
 from vfmadapt.datasets._maps_curves import Points, beside, curve, inside, smooth, stroke
+from vfmadapt.datasets._maps_family import training_style
 from vfmadapt.datasets._maps_lettering import draw_lettering
 from vfmadapt.datasets._maps_lines import draw_paths, draw_railway, draw_river, draw_roads, draw_walls
 from vfmadapt.datasets._maps_plates import Plates
 from vfmadapt.datasets._maps_relief import draw_contours, draw_hachures, make_ground
 from vfmadapt.datasets._maps_scan import scan
-from vfmadapt.datasets._maps_styles import Style, mixed_style
+from vfmadapt.datasets._maps_styles import Style
 from vfmadapt.datasets._procedural import Size, coordinates
 
-VERSION = 3
+VERSION = 4
 """Of the generator; another one draws other sheets from the same seeds."""
 
 
@@ -29,10 +30,9 @@ class Sheet:
 
 
 def render_sheet(seed: int, *, size: Size = (256, 256), style: Style | None = None) -> Sheet:
-    """One piece of a map sheet drawn by `seed`, in a style or in a mixture of the training styles."""
+    """One piece of a map sheet drawn by `seed`, in a style or in that of a training sheet."""
     rng = np.random.default_rng([seed, 4])  # 4: the stream of labelled maps
-    mixed = mixed_style(rng)
-    plates = Plates(rng, size, style or mixed)
+    plates = Plates(rng, size, style or training_style(np.random.default_rng([seed, 5])))  # 5: of styles
     river = curve(rng, size, step=14, turn=0.22) if rng.random() < 0.7 else None
     make_ground(plates, river)
     _ground(plates)
@@ -66,9 +66,9 @@ def _water(plates: Plates, river: Points | None) -> list[Points]:
     rng, drawn = plates.rng, []
     for _ in range(rng.integers(0, 2)):
         stream = curve(rng, plates.size, step=9, turn=0.4)
-        drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.2, 2.6)))
+        drawn.append((stream[: len(stream) // 2] if rng.random() < 0.6 else stream, rng.uniform(1.8, 3.4)))
     if river is not None:
-        drawn.append((river, rng.uniform(5, 28) if rng.random() < 0.75 else rng.uniform(1.5, 3)))
+        drawn.append((river, rng.uniform(5, 28) if rng.random() < 0.75 else rng.uniform(1.8, 3.4)))
     for line, width in drawn:
         draw_river(plates, line, float(width))
     return [line for line, _ in drawn]
@@ -84,7 +84,7 @@ def _lines(plates: Plates, rivers: list[Points]) -> None:
         down = valley and rng.random() < 0.4
         rails = [_accompany(plates, valley[0]) if down else _free(plates, valley, step=32, turn=0.10)]
     for _ in range(rng.choice([0, 1, 1, 2, 2])):
-        down = valley and rng.random() < 0.3
+        down = valley and not rails and not lines and rng.random() < 0.3  # else two lines would run in each other
         lines.append(_accompany(plates, valley[0]) if down else _free(plates, rails + lines, step=24, turn=0.14))
     lines += [_branch(plates, line) for line in lines if rng.random() < 0.5]
     draw_paths(plates)

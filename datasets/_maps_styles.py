@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 Range = tuple[float, float]
 Rgb = tuple[float, float, float]
 Tint = tuple[Rgb, Rgb]
+Symbol = tuple[tuple[tuple[float, float], ...], ...]
+"""Strokes in the unit square around (0, 0), y down."""
+
+STAKE: Symbol = (((0, -0.5), (0, 0.5)), ((0, -0.3), (0.22, -0.45), (0.25, -0.15), (0, 0)))
+HOOK: Symbol = (((0.2, -0.4), (0, -0.5), (0, 0.35), (-0.15, 0.5), (-0.3, 0.4)),)
+CROSS: Symbol = (((-0.35, -0.35), (0.35, 0.35)), ((-0.35, 0.35), (0.35, -0.35)))
+BAR: Symbol = (((0, -0.5), (0, 0.5)),)
+VEE: Symbol = (((-0.35, -0.4), (0, 0.4), (0.35, -0.4)),)
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,13 @@ class Style:
         roads: signatures, likewise.
         rivers: wide rivers as "strokes" along the stream, or "tint" between banks.
         lakes: "lines" along the shore, "tint", "hatched" (level lines) or "both" (tint and lines).
-        vineyards: the symbol: "stake", "hook", "cross", "bar" or "vee".
+        vineyards: the symbol.
         houses: "solid", "hatched", "crossed", "outline" or "tint".
         woods: "circles", "tint" (with circles) or "trees".
         faces: files of the roman and the italic type faces (matplotlib's).
         wear: how far paper, inks and scan are from perfect.
+        halo: paper that relief and vegetation leave on either side of lines and around parcels, in pixels.
+        rocks: rock faces, dams and cuttings per sheet at most.
     """
 
     name: str
@@ -65,11 +73,13 @@ class Style:
     roads: tuple[Road, ...]
     rivers: Literal["strokes", "tint"]
     lakes: Literal["lines", "tint", "hatched", "both"]
-    vineyards: Literal["stake", "hook", "cross", "bar", "vee"]
+    vineyards: Symbol
     houses: Literal["solid", "hatched", "crossed", "outline", "tint"]
     woods: Literal["circles", "tint", "trees"]
     faces: tuple[str, ...]
     wear: Range = (0.2, 0.8)
+    halo: Range = (0.0, 3.0)
+    rocks: int = 4
 
 
 _MAIN = Road((12, 18), (0.8, 1.4), (2.0, 3.6))
@@ -91,11 +101,12 @@ ATLAS = Style(  # three plates, thick rails, roads lit from one side: the look o
     roads=(_MAIN, _SECOND, _TRACK),
     rivers="strokes",
     lakes="lines",
-    vineyards="stake",
+    vineyards=STAKE,
     houses="solid",
     woods="circles",
     faces=("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"),
     wear=(0.0, 0.7),
+    halo=(0.0, 1.5),
 )
 
 STAFF = Style(  # grey paper, brown relief, hatched towns
@@ -113,7 +124,7 @@ STAFF = Style(  # grey paper, brown relief, hatched towns
     roads=(Road((9, 14), (1.0, 1.8), (1.0, 1.8)), _SECOND, _TRACK),
     rivers="tint",
     lakes="both",
-    vineyards="bar",
+    vineyards=BAR,
     houses="hatched",
     woods="trees",
     faces=("DejaVuSerif.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf"),
@@ -134,7 +145,7 @@ TOURIST = Style(  # printed in six colours
     roads=(Road((8, 13), (0.8, 1.4), (0.8, 1.4), fill="red"), _SECOND, _TRACK),
     rivers="tint",
     lakes="tint",
-    vineyards="cross",
+    vineyards=CROSS,
     houses="tint",
     woods="tint",
     faces=("DejaVuSans.ttf", "DejaVuSans-Oblique.ttf", "STIXGeneral.ttf"),
@@ -155,7 +166,7 @@ ENGRAVED = Style(  # one dark plate and a blue one
     roads=(_MAIN, Road((8, 13), (1.6, 2.6), (0.8, 1.2)), _SECOND),
     rivers="strokes",
     lakes="hatched",
-    vineyards="stake",
+    vineyards=STAKE,
     houses="crossed",
     woods="trees",
     faces=("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "DejaVuSerif-Italic.ttf"),
@@ -174,13 +185,16 @@ SURVEY = Style(  # held out for testing: violet lines, olive relief, another set
         "red": ((0.66, 0.24, 0.34), (0.80, 0.42, 0.50)),
     },
     railways=(Railway("blocks", (9, 12), (1.2, 1.8), (18, 26)), Railway("rails", (9, 12), (2.4, 3.0))),
-    roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6)), Road((6, 8), (1.0, 1.4), (1.0, 1.4))),
+    roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6), fill="red"), Road((7, 10), (1.2, 1.6), (1.2, 1.6), fill="red")),
     rivers="tint",
     lakes="both",
-    vineyards="hook",
+    vineyards=HOOK,
     houses="crossed",
     woods="circles",
     faces=("cmr10.ttf", "cmti10.ttf", "cmb10.ttf"),
+    wear=(0.1, 0.5),
+    halo=(1.5, 3.0),
+    rocks=1,
 )
 
 FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open houses, level water lines
@@ -198,7 +212,7 @@ FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open ho
     roads=(Road((5, 8), (1.8, 2.6), (1.8, 2.6)), Road((12, 16), (0.8, 1.2), (0.8, 1.2), dashed=True)),
     rivers="strokes",
     lakes="hatched",
-    vineyards="vee",
+    vineyards=VEE,
     houses="outline",
     woods="trees",
     faces=("cmss10.ttf", "DejaVuSans-BoldOblique.ttf", "cmtt10.ttf"),
@@ -208,26 +222,3 @@ FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open ho
 TRAIN_STYLES = (ATLAS, STAFF, TOURIST, ENGRAVED)
 TEST_STYLE = SURVEY
 STYLES = {style.name: style for style in (*TRAIN_STYLES, SURVEY, FIELD)}
-
-
-def mixed_style(rng: np.random.Generator) -> Style:
-    """A style of no series: palette, type faces and each thing's sign are any training style's, each by itself."""
-
-    def any_style() -> Style:
-        return TRAIN_STYLES[rng.integers(len(TRAIN_STYLES))]
-
-    palette = any_style()
-    return Style(
-        name="mixed",
-        paper=palette.paper,
-        inks=palette.inks,
-        railways=any_style().railways,
-        roads=any_style().roads,
-        rivers=any_style().rivers,
-        lakes=any_style().lakes,
-        vineyards=any_style().vineyards,
-        houses=any_style().houses,
-        woods=any_style().woods,
-        faces=any_style().faces,
-        wear=palette.wear,
-    )

@@ -5,9 +5,9 @@ paper and scanned. Lines are labelled as annotators draw them: a railway from th
 other, a road from casing to casing, a stream 5 pixels wide. Where features overlap, the label is that of the first of
 railway, road, river, built-up, lake, vineyard. Single dashed lines (footpaths, boundaries) are background.
 
-Training and validation sheets mix four styles, each thing's sign from any of them; test sheets have a fifth, from
-another range of seeds. A sixth is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the
-samples have none.
+Training and validation sheets have palettes and signs drawn anew for each, or mixed from four styles, or are of the
+first of these, which is drawn like the Siegfried map. Test sheets have a fifth style, from another range of seeds. A
+sixth is there for few-shot adaptation: `style=field`. Scanned sheets have no CRS, so the samples have none.
 """
 
 from pathlib import Path
@@ -33,8 +33,8 @@ _COLOURS = (
 )
 CLASSES = tuple(ClassSpec(name, colour, line=name in _LINES) for name, colour in zip(NAMES, _COLOURS, strict=True))
 
-# (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199; frozen with VERSION 3.
-_MEAN, _STD = (0.658, 0.628, 0.550), (0.242, 0.245, 0.240)
+# (mean, std) of red, green, blue over render_sheet(seed) for seeds 9_000_000 .. 9_000_199; frozen with VERSION 4.
+_MEAN, _STD = (0.683, 0.658, 0.579), (0.253, 0.248, 0.243)
 
 
 class MapsSynthetic(PngSource):
@@ -46,7 +46,7 @@ class MapsSynthetic(PngSource):
         val: number of validation tiles.
         test: number of test tiles.
         size: side of a tile in pixels.
-        style: one for all splits; by default the training styles mixed sheet by sheet, and the test style.
+        style: one for all splits; by default those of training sheets, and the test style.
         seed: another seed, other sheets.
         workers: processes that render; 0 takes one per core, at most 8.
 
