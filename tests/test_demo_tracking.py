@@ -26,7 +26,8 @@ TINY = ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.frame
 TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1,1]", "backbone.trunk.width=16"]
 STAGE = ["size=64", "clip=2", "batch_size=1", "objects=1", "steps=1"]
 SMALL = ["backbone.size=64", "loader.clip=2", "loader.batch_size=1", "trainer.max_steps=1"]
-PRETRAIN = [*(f"stages.carry.{setting}" for setting in STAGE), "~stages.clips", "~stages.absence", "~stages.whole"]
+LATER = ("clips", "absence", "whole", "longer")
+PRETRAIN = [*(f"stages.carry.{setting}" for setting in STAGE), *(f"~stages.{name}" for name in LATER)]
 PRETRAIN += ["train=" + json.dumps([*TINY, "data.styles=[echo]"], separators=(",", ":"))]
 
 
@@ -43,6 +44,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dic
         f"train={quoted([*TINY, 'data.styles=[cardiac]'])}",
         "~stages.absence",
         "~stages.whole",
+        "~stages.longer",
         *(f"stages.{name}.{setting}" for name in ("carry", "clips") for setting in STAGE),
         "stages.clips.steps=2",
     ]
@@ -70,7 +72,7 @@ def test_a_stage_goes_on_from_its_last_epoch(pretrained: tuple[list[str], dict[s
 
 
 def test_impossible_stages() -> None:
-    none = [f"~stages.{name}" for name in ("carry", "clips", "absence", "whole")]
+    none = [f"~stages.{name}" for name in ("carry", *LATER)]
     for settings, line in ((none, "stages is empty"), (["~stages.carry.lr"], "lr is missing or unknown")):
         with pytest.raises(UserError, match=line):
             pretrain_tracker.main(compose("pretrain_tracker", settings))
