@@ -5,15 +5,17 @@ Kirillov et al. 2023, "Segment Anything", https://arxiv.org/abs/2304.02643.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmadapt.contracts import BackboneSpec, Features, MaskPrompts, PointGrid, PromptedMasks, PromptHead, UserError
-from vfmadapt.heads._detail import Detail
+from vfmadapt.heads._detail import Detail, Objectwise
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import (
+    DRAWN,
     deepest_fine_layer,
     draw_prompts,
     load_official,
@@ -43,7 +45,8 @@ class SamHead(PromptHead):
         masks: alternatives for a prompt that means several things (published: 3).
         draw: show points and boxes in the mask prompt, too. Trained from scratch, the decoder needs many thousand steps
             to learn what their codes mean for a pixel (SAM had 90,000); drawn, it starts from the box.
-        detail: let the masks see the image, too, through a small U-Net (see `Detail`).
+        detail: let the masks see the image, too, through a small U-Net and, with the prompt drawn, for each object
+            (see `Detail`, `Objectwise`), and the expected IoU how sure the mask's pixels are (`expected_iou`).
         points: per side of an image, to ask for all objects; this and the next two as `PointGrid` has them.
         quality: least IoU that the model must then expect of a mask.
         stability: least IoU of such a mask drawn wider with the same drawn tighter.
@@ -84,8 +87,13 @@ class SamHead(PromptHead):
         self.prompt_encoder = make_prompt_encoder(width)
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
         self.detail = Detail(spec.bands, width, self.stride) if detail else None
+        self.objectwise = Objectwise(width // 8) if detail else None
+        self.trust = nn.Linear(1, 1) if detail else None
+        if self.trust is not None:  # at first the pixels are believed
+            nn.init.ones_(self.trust.weight)
+            nn.init.zeros_(self.trust.bias)
         if weights is not None:
-            load_official(self, weights, fresh=("detail",))
+            load_official(self, weights, fresh=("detail", "objectwise", "trust"))
         for part in frozen:
             self.get_submodule(part).requires_grad_(False)
 
@@ -106,11 +114,11 @@ class SamHead(PromptHead):
         embedding, detail = embedding[:, :width], embedding[:, width:]
         images, _, *grid = embedding.shape
         cells = (int(grid[0]), int(grid[1]))
-        sparse, dense = self._encode(prompts, cells)
+        sparse, dense, drawn = self._encode(prompts, cells)
         objects = len(sparse) // images
         # the decoder repeats one image's embedding for all prompts; added to the prompts' own, each object has its own
         dense = embedding.repeat_interleave(objects, 0) + dense
-        with self._detailed(detail.repeat_interleave(objects, 0)):
+        with self._detailed(detail.repeat_interleave(objects, 0), drawn):
             coarse, scores = self.mask_decoder(
                 image_embeddings=embedding.new_zeros(1, width, *cells),
                 image_pe=self.prompt_encoder.pe_layer(cells)[None],
@@ -118,25 +126,41 @@ class SamHead(PromptHead):
                 dense_prompt_embeddings=dense,
                 multimask_output=several,
             )
+        if self.trust is not None:
+            scores = scores + self.trust(expected_iou(coarse.detach())[..., None])[..., 0]
         coarse = coarse.unflatten(0, (images, objects))
         logits = to_image(coarse.flatten(0, 1), cells, self.stride, size).unflatten(0, (images, objects))
         return PromptedMasks(logits=logits, scores=scores.unflatten(0, (images, objects)), coarse=coarse)
 
     @contextmanager
-    def _detailed(self, detail: Tensor) -> Iterator[None]:
-        """The decoder makes masks of its upscaled embedding plus the detail (B * M, 2 width or 0, h, w)."""
-        if self.detail is None:
+    def _detailed(self, detail: Tensor, drawn: Tensor | None) -> Iterator[None]:
+        """The decoder makes masks of its upscaled embedding plus the detail (B * M, 2 width or 0, h, w).
+
+        `drawn`: the mask prompt (B * M, 1, 4h, 4w), where there is one.
+        """
+        objectwise = self.objectwise
+        if objectwise is None:
             yield
             return
         fine = F.pixel_shuffle(detail, FINER)
-        handle = self.mask_decoder.output_upscaling.register_forward_hook(lambda _module, _inputs, out: out + fine)
+        prompt = fine.new_zeros(len(fine), 1, *fine.shape[2:]) if drawn is None else (drawn / DRAWN).tanh()
+
+        def add(_module: nn.Module, _inputs: Any, upscaled: Tensor) -> Tensor:
+            both = upscaled + fine
+            added: Tensor = both + objectwise(both, prompt)
+            return added
+
+        handle = self.mask_decoder.output_upscaling.register_forward_hook(add)
         try:
             yield
         finally:
             handle.remove()
 
-    def _encode(self, prompts: MaskPrompts, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1."""
+    def _encode(self, prompts: MaskPrompts, cells: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Prompts -> sparse (B * M, tokens, width) and dense (B * M, width, h, w) embeddings, or dense of 1 x 1.
+
+        The third is the mask prompt (B * M, 1, 4h, 4w), where there is one.
+        """
         padded = (cells[0] * self.stride, cells[1] * self.stride)
         points = boxes = masks = None
         if prompts.points is not None and prompts.labels is not None:
@@ -147,4 +171,15 @@ class SamHead(PromptHead):
         if seen is not None:
             masks = seen.flatten(0, 1).unsqueeze(1)
         sparse, dense = self.prompt_encoder(points, boxes, masks)
-        return sparse, dense
+        return sparse, dense, masks
+
+
+def expected_iou(logits: Tensor) -> Tensor:
+    """The IoU of masks (..., H, W), logits above 0, with the truth if pixels are as sure as they say: (...), 0..1.
+
+    Expected intersection over expected union; it counts the same information as a prediction from the decoder's token,
+    which has not seen the pixels.
+    """
+    sure, inside = logits.sigmoid(), logits > 0
+    both = (sure * inside).sum((-2, -1))
+    return both / (inside.sum((-2, -1)) + (sure * ~inside).sum((-2, -1))).clamp_min(1e-6)

@@ -137,6 +137,29 @@ def test_ignored_pixels_and_absent_objects_count_nowhere():
     assert none == 0
 
 
+def test_what_is_no_object_has_an_expected_iou_of_0():
+    truth = torch.ones(1, 2, 8, 8, dtype=torch.bool)
+    logits, scores = torch.randn(1, 2, 3, 8, 8, requires_grad=True), torch.full((1, 2, 3), 0.5, requires_grad=True)
+    counted, present = torch.ones(1, 8, 8, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)
+    parts = PromptLoss()(answer_of(logits, scores), truth, counted, present, torch.tensor([[True, False]]))
+    parts["loss"].backward()
+    assert parts["loss"].item() == pytest.approx(0.25)
+    assert (scores.grad[0, 0] > 0).all()
+    assert not scores.grad[0, 1].any()
+    assert not logits.grad.any()
+
+
+def test_points_on_nothing_lie_beside_all_objects(model):
+    task = PromptableTask(model, classes=["lake"], smallest=2, objects=4)
+    mask = torch.stack([label_map(), torch.zeros_like(label_map())])
+    counted = mask != 255
+    objects = task.drawn_objects(mask)
+    places, nothing = task._places(objects, mask, counted)
+    assert nothing.tolist() == [[False, False], [True, True]]
+    assert torch.equal(places[0], objects.masks[0])
+    assert torch.equal(places[1, 0], counted[1])
+
+
 def test_iou_against_counting():
     found, truth = torch.rand(2, 5, 9, 9) > 0.5, torch.rand(2, 5, 9, 9) > 0.5
     counted = torch.rand(2, 1, 9, 9) > 0.2

@@ -13,8 +13,9 @@ from vfmadapt.build import build_model, compose, data_source
 from vfmadapt.contracts import Features, MaskPrompts, PromptedMasks
 from vfmadapt.errors import UserError
 from vfmadapt.heads._sam import DRAWN, draw_prompts
-from vfmadapt.heads.sam import SamHead
+from vfmadapt.heads.sam import SamHead, expected_iou
 from vfmadapt.heads.sam_decoder import SamDecoderHead
+from vfmadapt.losses import mask_iou
 from vfmadapt.testing import perturb, vit_spec
 
 SMALL = {"width": 32, "mlp_width": 64, "heads": 2}
@@ -274,3 +275,27 @@ def test_masks_see_the_image_for_detail() -> None:
         torch.cat([embedding[:, :32], 0 * embedding[:, 32:]], 1), some_prompts(), (30, 45), several=False
     )
     assert not torch.allclose(plain.logits, answer.logits)
+
+
+def test_detail_is_looked_at_for_each_object_where_its_prompt_is():
+    head = make_head(detail=True, draw=True).eval()
+    embedding = head.embed(replace(make_features(), image=torch.randn(2, 3, 32, 48)))
+    at_first = head.decode(embedding, some_prompts(), (32, 48), several=False).logits
+    torch.nn.init.normal_(head.objectwise.last.weight)
+    assert not torch.allclose(at_first, head.decode(embedding, some_prompts(), (32, 48), several=False).logits)
+    seen = []
+    handle = head.objectwise.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1]))
+    head.decode(embedding, MaskPrompts(boxes=torch.tensor([[[8.0, 8.0, 23.0, 15.0]]] * 2)), (32, 48), several=False)
+    handle.remove()
+    inside = torch.zeros(16, 24, dtype=torch.bool)  # two pixels per value
+    inside[4:8, 4:12] = True
+    assert torch.equal(seen[0][0, 0] > 0, inside)
+
+
+def test_expected_iou_is_that_of_pixels_drawn_as_they_are_sure():
+    made = torch.Generator().manual_seed(0)
+    for spread in (4.0, 0.5):
+        logits = spread * torch.randn(60, 60, generator=made)
+        drawn = torch.rand(300, 60, 60, generator=made) < logits.sigmoid()
+        found = mask_iou(logits > 0, drawn, torch.ones(60, 60, dtype=torch.bool))
+        assert expected_iou(logits) == pytest.approx(float(found.mean()), abs=0.01)

@@ -81,11 +81,19 @@ class PromptLoss(nn.Module):
         super().__init__()
         self.ce_weight, self.dice_weight, self.iou_weight = ce_weight, dice_weight, iou_weight
 
-    def forward(self, answer: PromptedMasks, truth: Tensor, counted: Tensor, present: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        answer: PromptedMasks,
+        truth: Tensor,
+        counted: Tensor,
+        present: Tensor,
+        nothing: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Answers to B x M objects -> {"loss": the sum, "mask", "iou": mean per object}.
 
         `truth` bool (B, M, H, W); `counted` bool (B, H, W): pixels that are not ignored; `present` bool (B, M): False
-        where no object is, which gets a gradient of 0.
+        where no object is, which gets a gradient of 0; `nothing` bool (B, M), of these: the prompt is on something that
+        is no object, so that an IoU of 0 is to be expected.
         """
         weight = counted[:, None, None].float()
         logits = answer.logits.float().masked_fill(weight == 0, 0.0)
@@ -100,8 +108,11 @@ class PromptLoss(nn.Module):
         with torch.no_grad():
             iou = mask_iou(logits > 0, truth[:, :, None], counted[:, None, None])
         quality = (answer.scores.float() - iou).square().mean(-1)
-        objects = present.sum().clamp_min(1)
-        mask_part, quality_part = ((part * present).sum() / objects for part in (chosen, quality))
+        rated = present if nothing is None else present | nothing
+        if nothing is not None:
+            quality = torch.where(nothing, answer.scores.float().square().mean(-1), quality)
+        mask_part = (chosen * present).sum() / present.sum().clamp_min(1)
+        quality_part = (quality * rated).sum() / rated.sum().clamp_min(1)
         total = mask_part + self.iou_weight * quality_part
         return {"loss": total, "mask": mask_part.detach(), "iou": quality_part.detach()}
 

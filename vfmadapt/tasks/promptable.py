@@ -96,15 +96,18 @@ class PromptableTask(AdapterTask):
         objects, counted = self.drawn_objects(batch["mask"]), batch["mask"] != self.model.spec.ignore_index
         size = (objects.masks.shape[-2], objects.masks.shape[-1])
         embedding = self.model.encode(batch["image"], batch["valid"])
+        nothing = None
         if torch.rand(()) < 0.5:
             prompts = MaskPrompts(boxes=jitter(boxes_of(objects.masks), size))
         else:
-            prompts = first_click(objects.masks, random_place)
+            places, nothing = self._places(objects, batch["mask"], counted)
+            prompts = first_click(places, random_place)
         losses = []
         for _ in range(1 + self.clicks):
             answer = self.model.asked.decode(embedding, prompts, size, several=is_ambiguous(prompts))
-            parts = self.loss(answer, objects.masks, counted, objects.present)
+            parts = self.loss(answer, objects.masks, counted, objects.present, nothing)
             losses.append(parts["loss"])
+            nothing = None  # nobody clicks on what he does not want
             prompts = click(prompts, answer.best(), objects.masks, counted, random_place)
         self.log_dict({"train/mask": parts["mask"], "train/iou": parts["iou"]})
         return self.complete(torch.stack(losses).mean())
@@ -139,6 +142,18 @@ class PromptableTask(AdapterTask):
             found = find_objects(one, self.classes, smallest=self.smallest)
             images.append([found[i] for i in torch.randperm(len(found))[: self.objects].tolist()])
         return self._stack(images, mask)
+
+    def _places(self, objects: Objects, mask: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Where points may lie, bool (B, M, H, W): on the object, and where there is none on what is no object.
+
+        Asked for all objects, the head is asked about such places, too (`vfmadapt.automatic`).
+
+        Returns:
+            the places; bool (B, M): those on no object.
+        """
+        other = counted & ~torch.isin(mask, mask.new_tensor(self.classes))
+        places = torch.where(objects.present[..., None, None], objects.masks, other[:, None])
+        return places, ~objects.present & other.flatten(1).any(1)[:, None]
 
     def all_objects(self, mask: Tensor) -> Iterator[Objects]:
         """Every object of a label map (H, W), `objects` at a time, in batches of one image."""
