@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-DILATIONS = (1, 2, 4, 8)
+DILATIONS = (1, 3, 9)
 
 
 class Detail(nn.Module):
@@ -67,7 +68,8 @@ class Objectwise(nn.Module):
 
     `Detail` is the same for all objects of an image, and the decoder knows them by cells; what separates two pieces of
     a field is a road of a few pixels. Dilated convolutions (Yu and Koltun 2016, https://arxiv.org/abs/1511.07122) at
-    half the masks' resolution, added to what masks are made of; at first they add nothing.
+    half the masks' resolution, added to what masks are made of; at first they add nothing. No batch norm: batches of
+    boxes and batches of points have other statistics, and what is asked is not known in advance.
 
     Args:
         width: channels of what masks are made of.
@@ -76,14 +78,10 @@ class Objectwise(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Sequential(
-            nn.Conv2d(width + 1, 2 * width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU()
+            nn.Conv2d(width + 1, 2 * width, 4, stride=2, padding=1), LayerNorm2d(2 * width), nn.ReLU()
         )
         self.wider = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(2 * width, 2 * width, 3, padding=step, dilation=step, bias=False),
-                nn.BatchNorm2d(2 * width),
-                nn.ReLU(),
-            )
+            nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, padding=step, dilation=step), nn.ReLU())
             for step in DILATIONS
         )
         self.last = nn.ConvTranspose2d(2 * width, width, 2, stride=2)

@@ -26,7 +26,7 @@ TINY = ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.frame
 TINY += ["loader.steps_per_epoch=1", "previews=1", "backbone.trunk.blocks=[1,1,1,1]", "backbone.trunk.width=16"]
 STAGE = ["size=64", "clip=2", "batch_size=1", "objects=1", "steps=1"]
 SMALL = ["backbone.size=64", "loader.clip=2", "loader.batch_size=1", "trainer.max_steps=1"]
-LATER = ("clips", "absence", "whole", "longer")
+LATER = ("clips", "absence", "whole", "longer", "memory")
 PRETRAIN = [*(f"stages.carry.{setting}" for setting in STAGE), *(f"~stages.{name}" for name in LATER)]
 PRETRAIN += ["train=" + json.dumps([*TINY, "data.styles=[echo]"], separators=(",", ":"))]
 
@@ -45,6 +45,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dic
         "~stages.absence",
         "~stages.whole",
         "~stages.longer",
+        "~stages.memory",
         *(f"stages.{name}.{setting}" for name in ("carry", "clips") for setting in STAGE),
         "stages.clips.steps=2",
     ]
