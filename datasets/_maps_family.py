@@ -117,7 +117,7 @@ def _palette(rng: np.random.Generator) -> dict[str, Tint]:
 
 def _railway(rng: np.random.Generator) -> Railway:
     """A railway is black, heavier than any road, and where it is not two thick lines it has a rhythm."""
-    kind = rng.choice([*["rails"] * 3, *["blocks"] * 5, "core", "ladder", "ticks"])  # blocks have the most variants
+    kind = rng.choice(["rails", "rails", "rails", "blocks", "blocks", "blocks", "core", "ladder", "ticks"])
     width = float(rng.uniform(8, 14))
     wide = (width, width + 1)
     if kind == "rails":
@@ -127,7 +127,7 @@ def _railway(rng: np.random.Generator) -> Railway:
         return Railway("core", (width + 1, width + 2), (1.6, 2.6))
     if kind == "blocks":
         period = float(rng.uniform(*((8, 16), (28, 36))[rng.integers(2)]))  # survey: 18 to 26
-        return Railway("blocks", wide, (1.2, 2.0), (period, period), share=float(rng.uniform(0.3, 0.7)))
+        return Railway("blocks", wide, (1.2, 2.0), (period, period))
     period = float(rng.uniform(6, 11))
     if kind == "ladder":
         return Railway("ladder", wide, (1.4, 2.2), (period, period))

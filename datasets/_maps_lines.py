@@ -91,8 +91,7 @@ def draw_railway(plates: Plates, line: Points, railway: Railway) -> None:
         elif railway.kind == "ladder":
             plates.lines("black", bars(piece, period, width / 2 - 0.5, width / 2 - 0.5), 1.0)
         elif railway.kind == "blocks":
-            black = railway.share * period
-            plates.lines("black", dashes(piece, black, period - black), width - 1)
+            plates.lines("black", dashes(piece, period / 2, period / 2), width - 1)
         _parapets(plates, piece, width)
 
 

@@ -25,14 +25,13 @@ class Railway:
     """A railway's signature, `width` wide over all, its lines `line` thick.
 
     "rails": two lines and the paper between them; "core": with a third line between; "ladder": with a cross bar every
-    `period`; "blocks": black and white by turns, of which black has a `share`; "ticks": one line with cross bars.
+    `period`; "blocks": black and white by turns; "ticks": one line with cross bars.
     """
 
     kind: Literal["rails", "core", "ladder", "blocks", "ticks"]
     width: Range
     line: Range
     period: Range = (8.0, 12.0)
-    share: float = 0.5
 
 
 @dataclass(frozen=True)
