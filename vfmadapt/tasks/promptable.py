@@ -107,7 +107,7 @@ class PromptableTask(AdapterTask):
             answer = self.model.asked.decode(embedding, prompts, size, several=is_ambiguous(prompts))
             parts = self.loss(answer, objects.masks, counted, objects.present, nothing)
             losses.append(parts["loss"])
-            nothing = None  # nobody clicks on what he does not want
+            nothing = None  # only a first point lies on nothing
             prompts = click(prompts, answer.best(), objects.masks, counted, random_place)
         self.log_dict({"train/mask": parts["mask"], "train/iou": parts["iou"]})
         return self.complete(torch.stack(losses).mean())
