@@ -177,8 +177,8 @@ class SamHead(PromptHead):
 def expected_iou(logits: Tensor) -> Tensor:
     """The IoU of masks (..., H, W), logits above 0, with the truth if pixels are as sure as they say: (...), 0..1.
 
-    Expected intersection over expected union; it counts the same information as a prediction from the decoder's token,
-    which has not seen the pixels.
+    Expected intersection over expected union. SAM's own prediction comes from the decoder's token, which has not seen
+    the detail that the mask is made with.
     """
     sure, inside = logits.sigmoid(), logits > 0
     both = (sure * inside).sum((-2, -1))
