@@ -15,6 +15,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 POINTS = 2  # of either sign, as published
+TIE = 1e-4  # of the largest score: closer ones count as equal, far above float32's rounding
 
 
 def make_generator(width: int, classes: int) -> nn.Sequential:
@@ -47,17 +48,35 @@ def attended_cells(scores: Tensor) -> Tensor:
     return margin(scores).flatten(2) >= 0
 
 
-def select_points(scores: Tensor) -> tuple[Tensor, Tensor]:
+def select_points(scores: Tensor, *, published: bool = False) -> tuple[Tensor, Tensor]:
     """The pixels that most and least look like a class: scores (B, K, H, W) -> points (B, K, P, 2), labels (B, K, P).
 
     x before y; the highest come first, with label 1, then the lowest, with label 0. P = 4, or 2 in an image of a pixel.
+
+    Differs from the release, which takes `topk` of the upsampled scores (`published=True`): these have plateaus, at the
+    image's edges where upsampling repeats the outermost cells and over blank areas, and there rounding, and with it the
+    size of the batch, would choose. Of pixels within `TIE` of the best the first is taken, in reading order; where
+    nothing ties these are the release's pixels.
     """
     flat = margin(scores).flatten(2)
     count = min(POINTS, flat.shape[-1])
-    places = torch.cat([flat.topk(count).indices, flat.topk(count, largest=False).indices], dim=-1)
+    if published:
+        places = torch.cat([flat.topk(count).indices, flat.topk(count, largest=False).indices], dim=-1)
+    else:
+        places = torch.cat([_highest(flat, count), _highest(-flat, count)], dim=-1)
     width = scores.shape[-1]
     points = torch.stack([places % width, places // width], dim=-1)
     return points, (torch.arange(2 * count, device=scores.device) < count).long().expand(places.shape)
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    """Indices of the highest values of (..., N), one after the other: (..., count); of almost equal ones the first."""
+    slack, found = TIE * values.abs().amax(-1, keepdim=True), []
+    for _ in range(count):
+        near = values >= values.amax(-1, keepdim=True) - slack
+        found.append(near.int().argmax(-1, keepdim=True))
+        values = values.scatter(-1, found[-1], float("-inf"))
+    return torch.cat(found, dim=-1)
 
 
 def mean_where(cells: Tensor, embedding: Tensor) -> Tensor:

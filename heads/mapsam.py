@@ -43,15 +43,18 @@ class MapSamHead(Head):
     are (`supervised`), both at the image's resolution and with the task's loss (the release: at a quarter of it, with
     0.2 focal + 0.8 Dice).
 
-    Published for one class, with a sigmoid; with one class this is that. With more, a class holds where it exceeds the
-    others, and all classes' tokens go through the decoder together. The token of SAM's expected IoU and the end of the
-    points belong to all classes. What no label map needs of SAM (expected IoU, boxes, mask prompts) is kept, so that
-    names and counts are the published ones, but not trained: with one class and the published sizes there are
-    3,714,257 parameters beside the neck, of which 3,577,220 are trained.
+    Published for one thing on a background, with one mask and a sigmoid. Here a class holds where it exceeds the others
+    (a softmax), and all classes' tokens go through the decoder together; the published case is a label map of two
+    classes, the background with a mask and points of its own. `num_classes=1` has the release's one mask, but a
+    segmentation task refuses to train it: a softmax over one class learns nothing. The token of SAM's expected IoU and
+    the end of the points belong to all classes. What no label map needs of SAM (expected IoU, boxes, mask prompts) is
+    kept, so that names and counts are the published ones, but not trained: with one class and the published sizes there
+    are 3,714,257 parameters beside the neck, of which 3,577,220 are trained.
 
     Differences from github.com/Xue-Xia/MapSAM: the mask acts before the softmax (`published=True` has it act after it,
     with a second softmax, which leaves the cells inside almost equal); a class that is nowhere the likeliest attends
-    everywhere; points are right in images that are not square.
+    everywhere; points are right in images that are not square, and rounding does not choose among pixels that are as
+    likely (`published=True` lets it).
 
     Args:
         spec: the backbone's.
@@ -64,7 +67,7 @@ class MapSamHead(Head):
         weights: a checkpoint of SAM, the file that backbone.weights names; the prompt generator, mask tokens and what
             makes masks of them stay random. None: all is.
         train_neck: as published False, which needs weights.
-        published: mask the attention as the release does.
+        published: mask the attention and choose among pixels that are as likely as the release does.
         detail: let the masks see the image, too, through a small U-Net (see `Detail`): for lines of a few pixels.
 
     Raises:
@@ -120,7 +123,7 @@ class MapSamHead(Head):
         `pixels`: the normalised image, for `detail`.
         """
         decoder, (batch, classes, *grid) = self.mask_decoder, coarse.shape
-        points, labels = select_points(wide)
+        points, labels = select_points(wide, published=self.published)
         padded = (grid[0] * self.stride, grid[1] * self.stride)
         places = place_in_grid(points.flatten(1, 2).float(), padded)
         prompts, dense = self.prompt_encoder((places, labels.flatten(1)), None, None)

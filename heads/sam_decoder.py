@@ -1,7 +1,9 @@
 """SAM's mask decoder without prompts: one mask token per class.
 
 What Conv-LoRA trains beside its adapter (Zhong et al. 2024, "Convolution Meets LoRA", https://arxiv.org/abs/2401.17868,
-§3): the decoder is given no prompt and cut to the masks that are wanted.
+§3): the decoder is given no prompt and cut to the masks that are wanted. Differs from the release (AutoGluon),
+which for one thing on a background trains one mask with a sigmoid and `structure_loss`, and for more classes gives the
+mask tokens a classifier and trains with Mask2Former's loss: here masks are the classes' logits, with the task's loss.
 """
 
 from collections.abc import Sequence

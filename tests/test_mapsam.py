@@ -11,6 +11,7 @@ from torch import nn
 from vfmadapt.adapters.mapsam_dora import ColumnDora, MapSamDora
 from vfmadapt.contracts import ClassSpec, DataSpec, Features, UserError
 from vfmadapt.heads._mapsam import attended_cells, margin, mean_where, select_points, two_way
+from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import make_mask_decoder
 from vfmadapt.heads.mapsam import MapSamHead
 from vfmadapt.heads.sam import SamHead
@@ -90,6 +91,27 @@ def test_points_lie_where_the_scores_say_in_any_shape() -> None:
     points, labels = select_points(scores)
     assert points.tolist() == [[[[9, 3], [10, 1], [0, 2], [7, 0]]]]
     assert labels.tolist() == [[[1, 1, 0, 0]]]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_rounding_does_not_choose_among_the_pixels_of_a_plateau(classes: int) -> None:
+    """Outside the outermost cells' centres upsampling repeats them: 8 x 8 pixels in a corner are the same."""
+    torch.manual_seed(0)
+    coarse = torch.randn(1, classes, 3, 5)
+    coarse[0, :, 0, 4], coarse[0, :, 2, 0] = torch.linspace(9, 4, classes), torch.linspace(-9, 3, classes)
+    wide = to_image(coarse, (3, 5), 16, (48, 80))
+    assert margin(wide)[0, 0].eq(margin(wide)[0, 0].amax()).sum() == 64
+    rounded = wide * (1 + 1e-6 * torch.rand(20, *wide.shape[1:]))
+    points, _ = select_points(rounded)
+    assert torch.equal(points, select_points(wide)[0].expand_as(points))
+    assert points[0, 0].tolist() == [[72, 0], [73, 0], [0, 40], [1, 40]]
+    by_topk, _ = select_points(rounded, published=True)
+    assert not torch.equal(by_topk, by_topk[:1].expand_as(by_topk))
+
+
+def test_without_plateaus_points_are_the_published_ones() -> None:
+    scores = torch.stack([torch.randperm(77) for _ in range(6)]).view(6, 1, 7, 11).float()
+    assert torch.equal(select_points(scores)[0], select_points(scores, published=True)[0])
 
 
 def test_semantic_prompt_is_a_mean_over_the_class_or_nothing() -> None:

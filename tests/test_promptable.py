@@ -214,23 +214,51 @@ def build_like(model):
     ("prompts", "message"),
     [
         ({}, "nothing is asked"),
-        ({"points": [[60, 3]]}, r"points: \(60, 3\) lies outside the image; x is 0 to 56, y 0 to 40"),
+        (
+            {"points": [[60, 3]]},
+            r"points: \(60, 3\) lies outside the image; x is -0.5 to below 55\.5, y -0.5 to below 39\.5",
+        ),
         ({"points": [[-1, 3]]}, "outside"),
+        ({"points": [[55.5, 3]]}, "outside"),
+        ({"points": [[3, 40]]}, "outside"),
+        ({"points": "here"}, "points: 'here' given; give real numbers"),
+        ({"points": [["1", "2"]]}, "points: .*give real numbers"),
+        ({"points": [[1, 2], [3]]}, r"points: \[\[1, 2\], \[3\]\] given; give real numbers"),
+        ({"points": [[None, 2]]}, "points: .*give real numbers"),
+        ({"points": {"x": 1, "y": 2}}, "points: .*give real numbers"),
+        ({"points": [[10**30, 2]]}, "points: .*give real numbers"),
+        ({"points": [[1e300, 2]]}, "points: a value is NaN or infinite"),
+        ({"points": [[1 + 2j, 2]]}, "points: .*give real numbers"),
+        ({"points": torch.ones(1, 2, dtype=torch.complex64)}, "points: .*give real numbers"),
+        ({"points": np.array([[1, object()]])}, "points: .*give real numbers"),
+        ({"points": np.zeros((1, 0, 2))}, r"points: the shape is \(1, 0, 2\); give at least one for each object"),
+        ({"points": []}, r"points: the shape is \(0,\)"),
+        ({"points": 3}, r"points: the shape is \(\)"),
         ({"points": [[float("nan"), 3]]}, "points: a value is NaN"),
         ({"points": [1, 2, 3]}, r"points: the shape is \(3,\); give \(M, N, 2\)"),
         ({"points": [[1, 2]], "labels": [2]}, "labels: 2 is not known"),
         ({"points": [[1, 2]], "labels": [float("nan")]}, "labels: nan"),
         ({"points": [[1, 2]], "labels": [1, 0]}, "give one for each"),
+        ({"points": [[1, 2]], "labels": "on"}, "labels: 'on' given; give real numbers"),
+        ({"points": [[1, 2]], "labels": [None]}, "labels: .*give real numbers"),
+        ({"points": [[[1, 2], [3, 4]]], "labels": [[1], [0, 1]]}, "labels: .*give real numbers"),
+        ({"points": [[1, 2]], "labels": [10**30]}, "labels: .*give real numbers"),
+        ({"points": [[1, 2]], "labels": [1j]}, "labels: .*give real numbers"),
         ({"labels": [1], "boxes": [1, 1, 5, 5]}, "give points="),
         ({"boxes": [5, 5, 5, 9]}, r"boxes: \(5, 5, 5, 9\) is empty"),
         ({"boxes": [9, 9, 3, 12]}, "is empty"),
-        ({"boxes": [1, 1, 5, 41]}, "outside"),
+        ({"boxes": [1, 1, 5, 41]}, r"boxes: \(1, 1, 5, 41\) lies outside the image; .*x1 at most 56, y1 at most 40"),
+        ({"boxes": [55.7, 1, 56, 4]}, "outside"),
+        ({"boxes": [-1, 1, 5, 4]}, "outside"),
+        ({"boxes": "all"}, "boxes: 'all' given; give real numbers"),
+        ({"boxes": [[1, 1, 5, 5], [1, 1, 5]]}, "boxes: .*give real numbers"),
         ({"boxes": [1, 1, 5, float("inf")]}, "boxes: a value is NaN or infinite"),
         ({"boxes": [1, 1, float("nan"), 5]}, "boxes: a value is NaN or infinite"),
         ({"boxes": [1, 1, 5, 5], "masks": np.full((20, 28), np.nan)}, "masks: a value is NaN or infinite"),
         ({"boxes": np.zeros((0, 4))}, "at least one"),
         ({"boxes": [[1, 1, 5, 5]], "points": [[[1, 1]], [[2, 2]]]}, "points of 2, boxes of 1 objects"),
         ({"boxes": [1, 1, 5, 5], "masks": np.zeros((1, 3, 3))}, "masks: the shape"),
+        ({"masks": {}}, "masks: .*give real numbers"),
     ],
     ids=str,
 )
@@ -239,6 +267,55 @@ def test_bad_prompts_are_refused_in_one_line(model, prompts, message):
     with pytest.raises(UserError, match=message) as raised:
         model.predict(**prompts)
     assert "\n" not in str(raised.value)
+
+
+def test_places_on_the_outermost_pixels_are_in_the_image(model):
+    model.set_image(torch.rand(3, 40, 56))
+    for prompts in (
+        {"points": [[-0.5, -0.5]]},
+        {"points": [[55.4, 39.4]]},
+        {"boxes": [0, 0, 56, 40]},
+        {"boxes": [-0.5, -0.5, 55.5, 39.5]},
+    ):
+        assert model.predict(**prompts).scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("image", "valid", "message"),
+    [
+        ("scene.tif", None, "image: 'scene.tif' given; give real numbers"),
+        (None, None, "image: None given"),
+        ([[[1, 2], [3]]], None, "image: .*give real numbers"),
+        (np.ones((3, 8, 8), complex), None, "image: .*give real numbers"),
+        (
+            np.ones((3, 0, 8)),
+            None,
+            r"image: the shape is \(3, 0, 8\); give \(3, H, W\) with the bands red, green, blue",
+        ),
+        (np.ones((8, 8, 3)), None, r"image: the shape is \(8, 8, 3\); give \(3, H, W\)"),
+        (np.ones((8, 8)), None, r"image: the shape is \(8, 8\)"),
+        (np.ones((1, 3, 8, 8)), None, r"image: the shape is \(1, 3, 8, 8\)"),
+        (np.full((3, 8, 8), np.nan), None, "image: no pixel is both valid and finite"),
+        (np.ones((3, 8, 8)), np.zeros((8, 8), bool), "image: no pixel is both valid and finite"),
+        (np.ones((3, 8, 8)), np.ones((8, 9), bool), r"valid: the shape is \(8, 9\); give .*\(8, 8\)"),
+        (np.ones((3, 8, 8)), np.ones((1, 8, 8), bool), r"valid: the shape is \(1, 8, 8\)"),
+        (np.ones((3, 8, 8)), "all", "valid: 'all' given"),
+    ],
+    ids=range(13),
+)
+def test_bad_images_are_refused_in_one_line(model, image, valid, message):
+    with pytest.raises(UserError, match=message) as raised:
+        model.set_image(image, valid)
+    assert "\n" not in str(raised.value)
+
+
+def test_images_of_any_numbers_are_read(model):
+    image = np.random.default_rng(0).integers(0, 200, (3, 40, 56), dtype=np.uint8)
+    found = []
+    for same in (image, image.astype(">f8"), image[:, ::-1].copy()[:, ::-1], image.tolist(), torch.from_numpy(image)):
+        model.set_image(same, np.ones((40, 56), np.uint8))
+        found.append(model.predict(boxes=[3, 3, 20, 20]).coarse)
+    assert all(torch.equal(first, found[0]) for first in found)
 
 
 def test_wrong_tasks_are_refused(model):

@@ -1,5 +1,7 @@
 """SAM's and SAM2's image encoders: their published checkpoints, any size, the tiny one."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from vfmadapt.errors import UserError
 from vfmadapt.testing import BACKBONES, tiny_backbone
 
 TIMM = {"vit_b": "samvit_base_patch16", "vit_l": "samvit_large_patch16", "vit_h": "samvit_huge_patch16"}
+PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "sam2" / "keys.json.gz").read_bytes()))
 TINY_SAM = {
     "embed_dim": 32,
     "depth": 3,
@@ -59,18 +62,16 @@ def test_every_tensor_of_sams_encoders_has_its_place(size):
     assert shapes(encoder_of(published)) == shapes(net.state_dict())
 
 
-@pytest.mark.parametrize("size", [n for n in names("backbone") if n.startswith("sam2_hiera")])
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_every_tensor_of_sam2s_trunks_has_its_place(size):
-    """Official names, as in sam2*_hiera_*.pt: those of Hiera, its MLP a list of layers."""
+    """Names and shapes are those of the models that the sam2 package builds (tools/record_sam2_manifest.py)."""
+    name = f"sam2_hiera_{size}"
+    assert name in names("backbone")
     with torch.device("meta"):
-        net = timm.create_model(size, num_classes=0)
+        published = {key: torch.empty(shape) for key, shape in PUBLISHED[size].items()}
+        net = timm.create_model(name, num_classes=0)
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
-    official = {k.replace("mlp.fc1", "mlp.layers.0").replace("mlp.fc2", "mlp.layers.1"): v for k, v in own.items()}
-    published = {f"image_encoder.trunk.{k}": v for k, v in official.items()}
-    others = dict.fromkeys(
-        ("image_encoder.neck.convs.0.conv.weight", "sam_mask_decoder.iou_token.weight"), torch.ones(1)
-    )
-    assert shapes(encoder_of({**published, **others})) == shapes(own)
+    assert shapes(encoder_of(published)) == shapes(own)
 
 
 def test_transformers_names_are_known():

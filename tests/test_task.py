@@ -1,5 +1,6 @@
 """Loaders and the Lightning task, on a tiny ViT and generated images."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,12 @@ from vfmadapt.heads.linear import LinearHead
 from vfmadapt.host import AdaptedBackbone
 from vfmadapt.model import AdaptedModel
 from vfmadapt.tasks.augment import Augment
+from vfmadapt.tasks.augment_values import ValueAugment
 from vfmadapt.tasks.data import EpochSampler, SegmentationData, collate
+from vfmadapt.tasks.scenes import SceneData
 from vfmadapt.tasks.segmentation import SegmentationTask
 from vfmadapt.tasks.training import lr_factor
+from vfmadapt.tasks.values import ValueData
 from vfmadapt.tasks.windows import whole_image
 
 CLASSES = (ClassSpec("dark", (0, 0, 0)), ClassSpec("bright", (255, 255, 255)), ClassSpec("absent", (255, 0, 0)))
@@ -65,6 +69,13 @@ class _Split:
         }
 
 
+class Heights(Blobs):
+    """What the blobs' first band is, as a value."""
+
+    def split(self, name):
+        return [{**s, "values": s["image"][:1]} for s in map(super().split(name).__getitem__, range(self.counts[name]))]
+
+
 class Bias(Adapter):
     """A vector after the first block; remembers its life."""
 
@@ -98,7 +109,7 @@ class Twice(Bias):
         return second.mean()
 
 
-def make_model(aux=None, adapter=Bias):
+def make_model(aux=None, adapter=Bias, spec=SPEC):
     torch.manual_seed(0)
     backbone = timm_backbone(
         "vit_tiny_patch16_224",
@@ -107,7 +118,7 @@ def make_model(aux=None, adapter=Bias):
         settings={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32},
     )
     adapted = AdaptedBackbone(backbone, {"main": adapter(aux)})
-    return AdaptedModel(adapted, LinearHead(adapted.spec, num_classes=3), spec=SPEC)
+    return AdaptedModel(adapted, LinearHead(adapted.spec, num_classes=len(spec.classes)), spec=spec)
 
 
 def make_data(source=None, **settings):
@@ -157,6 +168,23 @@ def test_shots_are_the_first_of_an_order_that_the_seed_draws():
     few = make_data(shots=2)
     assert sum(few.class_pixels()) < sum(make_data().class_pixels()) / 4
     assert (len(few.samples("train")), len(few.samples("val"))) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["scenes", "values"])
+def test_shots_of_other_loaders_are_drawn_as_well(kind):
+    def used(**settings):
+        settings = {"batch_size": 4, "steps_per_epoch": 9, **settings}
+        if kind == "scenes":
+            data = SceneData(Blobs(), needs=["mask"], **settings)
+        else:
+            data = ValueData(Heights(), augment=ValueAugment(crop=16), **settings)
+        assert len(data.samples("val")) == 2
+        return {i for batch in batches(data) for i in batch["id"]}
+
+    two, five, again, other = used(shots=2), used(shots=5), used(shots=5), used(shots=5, seed=1)
+    assert (len(two), len(five)) == (2, 5)
+    assert two < five == again != other
+    assert len(used()) == 10
 
 
 @pytest.mark.parametrize("shots", [0, 11])
@@ -335,6 +363,15 @@ def test_training_without_an_end():
 def test_impossible_settings(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         SegmentationTask(make_model(), **wrong)
+
+
+def test_one_class_is_refused():
+    """The softmax over one class is 1 everywhere: loss and gradients would be 0."""
+    spec = dataclasses.replace(SPEC, classes=(ClassSpec("road", (0, 0, 0)),))
+    message = r"blobs has one class, road: a label map needs at least two; .*data.classes=\[background,road\]"
+    with pytest.raises(UserError, match=message) as raised:
+        SegmentationTask(make_model(spec=spec))
+    assert "\n" not in str(raised.value)
 
 
 def test_decay_is_for_matrices_only():

@@ -1,8 +1,10 @@
 """A model that is asked about objects: an image once, then points, boxes or masks as often as one likes."""
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,11 +64,22 @@ class PromptableModel(AdaptedModel):
 
     @torch.no_grad()
     def set_image(self, image: Any, valid: Any = None) -> None:
-        """Take an image (C, H, W) in sensor units, `valid` bool (H, W), that the next prompts are about."""
-        device = self.mean.device
-        batch = torch.as_tensor(image, dtype=torch.float32, device=device)[None]
-        usable = None if valid is None else torch.as_tensor(valid, dtype=torch.bool, device=device)[None]
-        self._image = self.encode(batch, usable), (batch.shape[-2], batch.shape[-1])
+        """Take an image (C, H, W) in sensor units, `valid` bool (H, W), that the next prompts are about.
+
+        Raises:
+            UserError: no real numbers, another shape, or no pixel that is valid and finite.
+        """
+        read, bands = _numbers("image", image, self.mean.device), self.spec.bands
+        if read.ndim != 3 or len(read) != len(bands) or 0 in read.shape:
+            wanted = f"({len(bands)}, H, W) with the bands {', '.join(bands)}, of at least one pixel"
+            raise UserError(f"image: the shape is {tuple(read.shape)}; give {wanted}")
+        size = (read.shape[1], read.shape[2])
+        usable = None if valid is None else _numbers("valid", valid, read.device) != 0
+        if usable is not None and tuple(usable.shape) != size:
+            raise UserError(f"valid: the shape is {tuple(usable.shape)}; give one value per pixel of the image, {size}")
+        if not bool((read.isfinite() if usable is None else read.isfinite() & usable).any()):
+            raise UserError("image: no pixel is both valid and finite; give an image that shows something")
+        self._image = self.encode(read[None], None if usable is None else usable[None]), size
 
     @torch.no_grad()
     def predict(
@@ -78,14 +91,15 @@ class PromptableModel(AdaptedModel):
         objects; at least one of points, boxes and masks is.
 
         Args:
-            points: (M, N, 2), or (N, 2) for one object.
+            points: (M, N, 2), or (N, 2) for one object; x from -0.5 to below W - 0.5, y to below H - 0.5.
             labels: (M, N) or (N,): 1 on the object, 0 off it; all 1 by default.
-            boxes: (M, 4), or (4,) for one object: x0, y0, x1, y1.
+            boxes: (M, 4), or (4,) for one object: x0, y0, x1, y1; begins where points may lie, ends at W, H at most.
             masks: (M, h', w'): `coarse` of an earlier answer, one alternative each.
             several: give the alternatives for prompts that mean several things; else one mask per object (T = 1).
 
         Raises:
-            UserError: no image, or a prompt that is outside the image, empty, not finite or of another shape.
+            UserError: no image, or a prompt that is outside the image, empty, not of finite real numbers or of another
+                shape.
         """
         if self._image is None:
             raise UserError("there is no image to ask about: call set_image(image) first")
@@ -125,10 +139,10 @@ def read_prompts(
         raise UserError("labels= say what points mean: give points=, too")
     at = _read("points", points, (2,), 3, device)
     if at is not None:
-        _check_inside("points", at, size)
+        _check_points(at, size)
     corners = _read("boxes", boxes, (4,), 2, device)
     if corners is not None:
-        _check_inside("boxes", corners.unflatten(-1, (2, 2)), size)
+        _check_boxes(corners, size)
         if bool((empty := (corners[:, 2:] <= corners[:, :2]).any(1)).any()):
             raise UserError(f"boxes: {_shown(corners[empty][0])} is empty; write x0, y0, x1, y1 with x0 < x1, y0 < y1")
     logits = _read("masks", masks, coarse, 3, device)
@@ -148,31 +162,69 @@ def _read(name: str, values: Any, last: tuple[int, ...], axes: int, device: torc
     """Numbers of the shape (..., *last) with `axes` axes, the first of which may be left out."""
     if values is None:
         return None
-    read = torch.as_tensor(values, dtype=torch.float32, device=device)
+    read = _numbers(name, values, device)
     given = tuple(read.shape)
     read = read[None] if read.ndim == axes - 1 else read
     if read.ndim != axes or tuple(read.shape[-len(last) :]) != last:
         wanted = ", ".join(["M", *(["N"] if axes - len(last) == 2 else []), *map(str, last)])
         raise UserError(f"{name}: the shape is {given}; give ({wanted})")
+    if 0 in read.shape[1:]:
+        raise UserError(f"{name}: the shape is {given}; give at least one for each object")
     if not bool(read.isfinite().all()):
         raise UserError(f"{name}: a value is NaN or infinite; give finite numbers")
     return read
 
 
-def _check_inside(name: str, places: Tensor, size: tuple[int, int]) -> None:
-    height, width = size
-    limit = places.new_tensor([width, height])
-    outside = ((places < 0) | (places > limit)).any(-1)
-    if bool(outside.any()):
+def _numbers(name: str, values: Any, device: torch.device) -> Tensor:
+    """Real numbers, in whatever holds them, as float32; UserError where it holds anything else."""
+    real: Tensor | None = None
+    if isinstance(values, Tensor):
+        real = None if values.is_complex() else values
+    else:
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on another device
+            array = np.asarray(None)
+        if array.dtype.kind in "biuf":
+            with np.errstate(over="ignore"):  # infinite, which is refused
+                real = torch.from_numpy(array.astype(np.float32, order="C"))
+    if real is None:
+        given = " ".join(reprlib.repr(values).split())
         raise UserError(
-            f"{name}: {_shown(places[outside][0])} lies outside the image; x is 0 to {width}, y 0 to {height}"
+            f"{name}: {given} given; give real numbers of at most 64 bits, as lists of equal lengths, an array or a "
+            "tensor"
+        )
+    return real.to(device, torch.float32)
+
+
+def _outside(places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which of (..., 2) lie on no pixel of an image of `size` (H, W): bool (...)."""
+    edge = places.new_tensor([size[1], size[0]]) - 0.5
+    return ((places < -0.5) | (places >= edge)).any(-1)
+
+
+def _check_points(places: Tensor, size: tuple[int, int]) -> None:
+    if bool((outside := _outside(places, size)).any()):
+        raise UserError(
+            f"points: {_shown(places[outside][0])} lies outside the image; x is -0.5 to below {size[1] - 0.5}, "
+            f"y -0.5 to below {size[0] - 0.5}"
+        )
+
+
+def _check_boxes(corners: Tensor, size: tuple[int, int]) -> None:
+    height, width = size
+    beyond = (corners[:, 2:] > corners.new_tensor([width, height])).any(-1)
+    if bool((outside := _outside(corners[:, :2], size) | beyond).any()):
+        raise UserError(
+            f"boxes: {_shown(corners[outside][0])} lies outside the image; x0 is -0.5 to below {width - 0.5}, "
+            f"y0 -0.5 to below {height - 0.5}, x1 at most {width}, y1 at most {height}"
         )
 
 
 def _read_labels(labels: Any, points: Tensor) -> Tensor:
     if labels is None:
         return points.new_ones(points.shape[:2])
-    read = torch.as_tensor(labels, dtype=torch.float32, device=points.device)
+    read = _numbers("labels", labels, points.device)
     given = tuple(read.shape)
     read = read[None] if read.ndim == 1 else read
     if read.shape != points.shape[:2]:

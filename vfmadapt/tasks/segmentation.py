@@ -34,6 +34,9 @@ class SegmentationTask(AdapterTask):
         class_weights: of the cross-entropy: a number per class, "auto" (from the training masks) or None.
         boundary_tolerance: of the boundary F1, in pixels.
         window: larger images are predicted by windows of this side, in pixels.
+
+    Raises:
+        UserError: fewer than two classes, or a setting out of its range.
     """
 
     metrics_class: type[SegmentationMetrics] = SegmentationMetrics
@@ -54,7 +57,7 @@ class SegmentationTask(AdapterTask):
         window: int = 512,
     ) -> None:
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
-        _check(class_weights, len(model.spec.classes))
+        _check(class_weights, [c.name for c in model.spec.classes], model.spec.name)
         self.window = window
         self.class_weights = class_weights
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
@@ -148,8 +151,15 @@ class SegmentationTask(AdapterTask):
         )
 
 
-def _check(weights: Any, classes: int) -> None:
-    if weights is not None and weights != "auto" and (isinstance(weights, str) or len(weights) != classes):
-        raise UserError(f"task.class_weights={weights}: give auto, null or a list of {classes} numbers, one per class")
+def _check(weights: Any, classes: Sequence[str], data: str) -> None:
+    count = len(classes)
+    if count < 2:  # a softmax over one is 1 everywhere: nothing would be learnt
+        given, thing = (f"one class, {classes[0]}", classes[0]) if classes else ("no classes", "thing")
+        raise UserError(
+            f"{data} has {given}: a label map needs at least two; name the background as one "
+            f"(data.classes=[background,{thing}])"
+        )
+    if weights is not None and weights != "auto" and (isinstance(weights, str) or len(weights) != count):
+        raise UserError(f"task.class_weights={weights}: give auto, null or a list of {count} numbers, one per class")
     if weights and weights != "auto" and min(weights) < 0:
         raise UserError(f"task.class_weights={list(weights)}: a weight is 0 or more")
