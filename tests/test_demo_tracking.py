@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vfmadapt import demo_tracking, pretrain_tracker
+from vfmadapt import demo_tracking, pretrain_tracker, train
 from vfmadapt.backbones import sam2_video
 from vfmadapt.build import build_tracker, compose, entry, instantiate
 from vfmadapt.datasets._cine_parts import LABEL
@@ -70,6 +70,20 @@ def test_a_stage_goes_on_from_its_last_epoch(pretrained: tuple[list[str], dict[s
     before = torch.load(last, weights_only=True)["global_step"]
     again = pretrain_tracker.main(compose("pretrain_tracker", [*settings[:-1], "stages.clips.steps=3"]))
     assert (before, again["stages"]["clips"]["steps"], len(again["stages"])) == (2, 3, 1)
+
+
+def test_each_stage_is_trained_with_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def seen(cfg: Any) -> dict[str, Any]:
+        seeds.append(cfg.seed)
+        return {"steps": 0, "dice": None, "adapter_file": ""}
+
+    monkeypatch.setattr(train, "main", seen)
+    monkeypatch.setattr(pretrain_tracker, "write_weights", lambda file, path: None)
+    settings = [f"output={tmp_path}", f"data_root={tmp_path}", "stages.clips.seed=7"]
+    pretrain_tracker.main(compose("pretrain_tracker", settings))
+    assert seeds == [0, 7, 0, 0, 1, 2]  # the last two as those of the package's weights
 
 
 def test_impossible_stages() -> None:

@@ -29,20 +29,20 @@ def tiny_data(entry: str, folder: Path) -> list[str]:
         few = ["data.train=3", "data.val=1", "data.test=3"]  # one small map may have no area on it
         return [*few, "data.size=64", "data.workers=1", "data.shots=2"]
     if entry in ("height_synthetic", "rooms_synthetic"):
-        return ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.workers=1"]
+        return ["data.train=2", "data.val=1", "data.test=1", "data.size=64", "data.workers=1", "data.shots=1"]
     if entry == "endo_synthetic":
         few = ["data.train=1", "data.val=1", "data.test=1", "data.workers=1"]
-        return [*few, "data.frames=3", "data.size=[32,40]"]
+        return [*few, "data.frames=3", "data.size=[32,40]", "data.shots=1"]  # of pairs of frames there is but one
     if entry == "organs_synthetic":
-        few = ["data.train=2", "data.val=1", "data.test=1", "data.shots=2"]
+        few = ["data.train=2", "data.val=1", "data.test=1", "data.shots=1"]
         return [*few, "data.slices=1", "data.size=64", "data.workers=1"]
     if entry == "solids_synthetic":
-        return ["data.train=2", "data.val=1", "data.test=1", "data.size=[32,40]"]
+        return ["data.train=2", "data.val=1", "data.test=1", "data.size=[32,40]", "data.shots=1"]
     if entry == "npz_stack":
         rng = np.random.default_rng(0)
         images = rng.normal(size=(16, 48, 40, 1)).astype(np.float32)
         np.savez(folder / "stack.npz", ndvi=images, cloud=(images > 0).astype(np.uint8))
-        return [f"data.path={folder / 'stack.npz'}"]
+        return [f"data.path={folder / 'stack.npz'}", "data.shots=2"]
     if entry == "geotiff_folder":
         from PIL import Image
 
@@ -51,7 +51,8 @@ def tiny_data(entry: str, folder: Path) -> list[str]:
             (folder / kind).mkdir()
             for i in range(12):
                 Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(folder / kind / f"{i}.png")
-        return [f"data.root={folder}", "data.classes=[off,on]", "data.val_fraction=0.3", "data.test_fraction=0.3"]
+        fractions = ["data.val_fraction=0.3", "data.test_fraction=0.3"]
+        return [f"data.root={folder}", "data.classes=[off,on]", *fractions, "data.shots=2"]
     return []
 
 

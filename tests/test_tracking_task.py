@@ -218,5 +218,31 @@ def test_impossible_settings() -> None:
         task(prompts=["scribble"])
     with pytest.raises(UserError, match="clip is at least 2"):
         TrackingData(Discs(), side=64, clip=1)
-    with pytest.raises(UserError, match="has 1 training clips"):
+    with pytest.raises(UserError, match="has 1 training clips; allowed are 1 to 1"):
         TrackingData(Discs(), side=64, shots=5).train_dataloader()
+
+
+def test_shots_are_clips_that_the_seed_draws() -> None:
+    class Many(Discs):
+        """Ten of that clip, which remember what was read."""
+
+        def __init__(self) -> None:
+            self.seen: set[int] = set()
+
+        def __len__(self) -> int:
+            return 10
+
+        def read(self, index: int, frames: Sequence[int]) -> ClipSample:
+            self.seen.add(index)
+            return super().read(index, frames)
+
+    def used(**settings: int) -> set[int]:
+        source = Many()
+        data = TrackingData(source, side=64, clip=2, steps_per_epoch=8, **settings)
+        assert len(list(data.train_dataloader())) == 8
+        return source.seen
+
+    two, four, again, other = used(shots=2), used(shots=4), used(shots=4), used(shots=4, seed=1)
+    assert (len(two), len(four)) == (2, 4)
+    assert two < four == again != other
+    assert len(used()) == 10

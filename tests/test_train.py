@@ -227,6 +227,38 @@ def test_every_entry_composes(group):
     assert names(group)
 
 
+DATA = {
+    "cloudseg": "clouds_synthetic",
+    "depth": "endo_synthetic",
+    "landcover": "landcover_synthetic",
+    "maps": "maps_synthetic",
+    "medseg": "organs_synthetic",
+    "multitask": "solids_synthetic",
+    "promptable": "maps_synthetic",
+    "regression": "height_synthetic",
+    "segmentation": "clouds_synthetic",
+    "self_depth": "endo_synthetic",
+    "tracking": "cine_synthetic",
+    "urban": "urban_synthetic",
+}
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_a_task_alone_chooses_data_that_it_is_for(task):
+    cfg = compose("train", [f"task={task}"])
+    assert cfg.task.name == task
+    assert cfg.data == compose("train", [f"task={task}", f"data={DATA[task]}"]).data
+
+
+@pytest.mark.parametrize("task", names("task"))
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_named_beside_a_task_is_kept(task, order):
+    chosen = ["data=npz_stack", "head=segformer", "adapter=lora", f"task={task}", "augment.flips=false"]
+    cfg, alone = (compose("train", named) for named in (chosen[::order], chosen[:3]))
+    assert [cfg[part]._target_ for part in ("data", "head")] == [alone[part]._target_ for part in ("data", "head")]
+    assert (cfg.adapter, cfg.augment.flips) == (alone.adapter, False)
+
+
 def test_impossible_values_are_one_line(stack, tmp_path):
     for key in ("seed=-1", "loader.batch_size=0", "augment.scale=[2,1]", "task.schedule=step"):
         with pytest.raises(UserError, match=key.split("=")[0].split(".")[-1]) as raised:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,24 +73,25 @@ def _start(cfg: "DictConfig") -> tuple[list[str], bool]:
     from vfmadapt import pretrain_tracker
 
     log.info("the package holds no weights of sam2_mini: training some, far shorter than the recipe does")
-    overrides = [f"output={Path(cfg.output) / 'pretrain'}", f"data_root={cfg.data_root}", f"seed={cfg.seed}"]
+    overrides = [f"output={Path(cfg.output) / 'pretrain'}", f"data_root={cfg.data_root}"]
     trained = pretrain_tracker.main(compose("pretrain_tracker", [*overrides, *cfg.pretrain]))
     return [f"backbone.weights={trained['weights']}"], False
 
 
 def _draw(clips: Path, model: list[str], output: Path) -> dict[str, str]:
     """Follow the first of the clips, and lay what was found over it: GIF and MP4."""
-    from vfmadapt.frames.labelled import labelled_clips
-    from vfmadapt.track import tracking_model
+    from vfmadapt.frames.labelled import label_map, labelled_clips
+    from vfmadapt.track import show, tracking_model, windows
     from vfmadapt.track_evaluation import truth_prompts
     from vfmadapt.tracking.overlay import write_gif, write_mp4
     from vfmadapt.tracking.tracked import collect
     from vfmadapt.tracking.tracker import track
 
     clip, masks = labelled_clips(clips)[0].open()
+    settings = compose("track", model)
     with clip, masks:
-        prompts = truth_prompts(masks, "first")
-        settings = compose("track", model)
+        show(clip, *windows(settings))
+        prompts = truth_prompts(partial(label_map, masks), range(len(masks)), "first")
         steps = track(tracking_model(settings), clip, prompts, focus=settings.focus)
         tracked = collect(clip.info, prompts, steps)
         written = {"gif": write_gif(output / "overlay.gif", clip, tracked)}

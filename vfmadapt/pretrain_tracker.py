@@ -27,6 +27,7 @@ KEYS = {
     "absent_weight": "task.absent_weight",
     "steps": "trainer.max_steps",
     "lr": "task.lr",
+    "seed": "seed",
 }
 """Settings of a stage, and what `tools/train.py` calls them."""
 
@@ -73,7 +74,7 @@ def _train(cfg: "DictConfig", settings: Mapping[str, Any], run: Path, weights: P
 
     start = "backbone.pretrained=false" if weights is None else f"backbone.weights={weights}"
     overrides = ["task=tracking", "adapter=full", "backbone.train_decoder=false", start, f"output={run}"]
-    overrides += [f"data_root={cfg.data_root}", f"seed={cfg.seed}", *cfg.train]
+    overrides += [f"data_root={cfg.data_root}", *cfg.train]
     overrides += [f"{KEYS[key]}={value}" for key, value in settings.items()]
     if (run / "checkpoints" / "last.ckpt").is_file():
         overrides.append("resume=true")

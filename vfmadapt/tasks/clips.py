@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vfmadapt.contracts import IGNORE_INDEX, Clips, ClipSample, ClipSource
 from vfmadapt.errors import UserError
-from vfmadapt.tasks.data import Draw, EpochSampler, draw_generator
+from vfmadapt.tasks.data import Draw, EpochSampler, draw_generator, drawn
 from vfmadapt.tracking.regions import around
 from vfmadapt.tracking.tracker import pictures
 
@@ -199,10 +199,10 @@ class TrackingData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Augmented pieces in the order of (seed, epoch)."""
         clips = self.samples("train")
-        count = len(clips) if self.shots is None else self.shots
-        if not 1 <= count <= len(clips):
-            raise UserError(f"data.shots={self.shots}: {self.source.spec.name} has {len(clips)} training clips")
-        chosen = [int(i) for i in np.random.default_rng(self.seed).permutation(len(clips))[:count]]
+        if self.shots is None:  # in the order in which the package's weights were trained
+            chosen = [int(i) for i in np.random.default_rng(self.seed).permutation(len(clips))]
+        else:
+            chosen = [*drawn(self.shots, len(clips), seed=self.seed, name=self.source.spec.name, what="clips")]
         pieces = Pieces(
             clips,
             chosen,
@@ -216,7 +216,7 @@ class TrackingData(LightningDataModule):
             seed=self.seed,
         )
         draws = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size
-        sampler = EpochSampler(count, draws=draws, seed=self.seed)
+        sampler = EpochSampler(len(chosen), draws=draws, seed=self.seed)
         return self._loader(
             pieces, batch_size=self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size
         )

@@ -113,18 +113,21 @@ class FewSamples:
 
 
 def few(samples: Samples, shots: int, *, seed: int, name: str) -> FewSamples:
-    """The first `shots` training samples of data `name`, in an order that the seed draws.
+    """The first `shots` training samples of data `name`, in an order that the seed draws; see `drawn`."""
+    return FewSamples(samples, drawn(shots, len(samples), seed=seed, name=name))
+
+
+def drawn(shots: int, total: int, *, seed: int, name: str, what: str = "images") -> tuple[int, ...]:
+    """Indices of `shots` of the `total` training samples of data `name`: the first of an order that the seed draws.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are not so many; it calls them `what`.
     """
-    if not 1 <= shots <= len(samples):
+    if not 1 <= shots <= total:
         raise UserError(
-            f"data.shots={shots}: {name} has {len(samples)} training images; allowed are 1 to {len(samples)}, or null "
-            "for all"
+            f"data.shots={shots}: {name} has {total} training {what}; allowed are 1 to {total}, or null for all"
         )
-    order = np.random.default_rng([seed, _SHOTS]).permutation(len(samples))
-    return FewSamples(samples, tuple(int(i) for i in order[:shots]))
+    return tuple(int(i) for i in np.random.default_rng([seed, _SHOTS]).permutation(total)[:shots])
 
 
 class _Augmented(Dataset[Sample]):

@@ -105,7 +105,8 @@ class AdapterTask(LightningModule):
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         total = self._total_steps()
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        fused = not str(self.trainer.precision).endswith("mixed")  # there Lightning refuses to clip for a fused step
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=fused)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(step, total, warmup=self.warmup, schedule=self.schedule)
         )
