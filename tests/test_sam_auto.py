@@ -1,6 +1,7 @@
 """Automatic masks: what a grid of points finds in a tile, and how tiles make one map of objects."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,26 +259,33 @@ def test_what_objects_do_not_go_with(scene, tmp_path, settings):
 
 
 class Pointed(nn.Module):
-    """Stands for a promptable model: the region of one grey value that a point lies on, with a score of its own."""
+    """Stands for a promptable model: the region of one grey value that a point lies on, with a score of its own.
 
-    def __init__(self, grid, scores=None, edge=8.0):
+    Before it, with `whole`, comes all that is not ground around the point, with that score.
+    """
+
+    def __init__(self, grid, scores=None, edge=8.0, whole=None):
         super().__init__()
-        self.asked, self.scores, self.edge = type("Head", (), {"grid": grid}), scores or {}, edge
+        self.asked = SimpleNamespace(grid=grid, decode=self.decode)
+        self.scores, self.edge, self.whole = scores or {}, edge, whole
         self.spec = DataSpec("grey", ("grey",), (ClassSpec("lake", (0, 0, 0)),), (0.5,), (0.2,))
         self.points = 0
 
     def encode(self, image, valid):
         return image
 
-    def answer(self, embedding, prompts, size):
+    def decode(self, embedding, prompts, size, *, several):
+        assert several
         values = embedding[0, 0].numpy()
         masks, scores = [], []
         for x, y in prompts.points[0, :, 0].round().int().tolist():
-            regions, _ = ndimage.label(values == values[y, x])
-            masks.append(torch.from_numpy(np.where(regions == regions[y, x], self.edge, -self.edge)))
-            scores.append(self.scores.get(float(values[y, x]), 0.9))
+            alike = [values == values[y, x]] if self.whole is None else [(values > 0) == (values[y, x] > 0)] * 2
+            alike[-1] = values == values[y, x]
+            regions = [ndimage.label(one)[0] for one in alike]
+            masks.append(np.stack([np.where(one == one[y, x], self.edge, -self.edge) for one in regions]))
+            scores.append([self.whole, self.scores.get(float(values[y, x]), 0.9)][-len(regions) :])
         self.points += len(masks)
-        return PromptedMasks(torch.stack(masks)[None, :, None], torch.tensor(scores)[None, :, None], torch.zeros(1))
+        return PromptedMasks(torch.from_numpy(np.stack(masks))[None], torch.tensor(scores)[None], torch.zeros(1))
 
 
 def picture():
@@ -301,6 +309,76 @@ def test_each_object_is_found_once_and_small_ones_lie_on_top():
     assert found[image == 0].max() == 0  # the model does not expect much of it
     assert found.unique().numel() == 4
     assert model.points == 144
+
+
+def test_an_object_that_is_a_points_second_best_mask_is_found_too():
+    """For a point of the island the lake with the island comes first, and the island by itself second."""
+    image, valid = picture()
+    model = Pointed(PointGrid(points=12, quality=0.5, stability=0.5), scores={0.0: 0.2, 1.0: 0.3}, whole=0.95)
+    found = ObjectMapper(model)(image, valid)
+    numbers = [found[image == value].unique() for value in range(4)]
+    assert [one.numel() for one in numbers] == [1] * 4
+    assert torch.cat(numbers).unique().numel() == 4
+    _, lake, island, _ = numbers
+    assert (lake % 2, island % 2) == (1, 0)  # first and second mask of their points
+    sure = ObjectMapper(model, quality=0.92)(image, valid)
+    assert sure[image == 2].unique() == sure[image == 1].unique()
+
+
+class Drawn(nn.Module):
+    """Stands for a promptable model: three smooth random masks for each point, of growing size, and random scores."""
+
+    spec = GREY
+
+    def __init__(self, points):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        noise = ndimage.gaussian_filter(rng.normal(size=(points**2, 3, 48, 64)), (0, 0, 6, 6))
+        y, x = (np.stack(np.meshgrid(*(np.arange(points) + 0.5,) * 2, indexing="ij")) / points).reshape(2, -1, 1, 1, 1)
+        rows, columns = np.ogrid[:48, :64]
+        apart = np.hypot(rows - 48 * y, columns - 64 * x) - np.array([2, 4, 10])[:, None, None]
+        steep = np.exp(rng.uniform(0, 4, (points**2, 3, 1, 1)))
+        self.logits = torch.from_numpy(steep * (60 * noise - apart)).float()
+        self.scores = torch.from_numpy(rng.uniform(0.7, 1, (points**2, 3))).float()
+        self.asked = SimpleNamespace(grid=PointGrid(points=points), decode=self.decode)
+        self.asked_before = 0
+
+    def encode(self, image, valid):
+        return image
+
+    def decode(self, embedding, prompts, size, *, several):
+        at = slice(self.asked_before, self.asked_before + prompts.points.shape[1])
+        self.asked_before = at.stop
+        return PromptedMasks(self.logits[None, at], self.scores[None, at], self.logits[None, at])
+
+
+def test_masks_are_those_of_the_published_generator(monkeypatch):
+    """But for its boxes, which end at the middle of the last pixel: those of masks of one row or column are empty."""
+    from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
+
+    box = automatic_mask_generator.batched_mask_to_box
+    monkeypatch.setattr(automatic_mask_generator, "batched_mask_to_box", lambda m: box(m) + torch.tensor([0, 0, 1, 1]))
+    model = Drawn(points=10)
+    found = ObjectMapper(model)(torch.zeros(1, 1, 48, 64), torch.ones(1, 48, 64, dtype=torch.bool))[0, 0]
+    official = SimpleNamespace(image_encoder=SimpleNamespace(img_size=64), mask_threshold=0.0)
+    generator = SamAutomaticMaskGenerator(official, points_per_side=10)
+    answers = zip(model.logits.split(64), model.scores.split(64), strict=True)
+    generator.predictor = SimpleNamespace(
+        model=official,
+        device="cpu",
+        transform=SimpleNamespace(apply_coords=lambda points, size: points),
+        set_image=lambda image: None,
+        reset_image=lambda: None,
+        predict_torch=lambda *_, **__: (*next(answers), None),
+    )
+    published = generator.generate(np.zeros((48, 64, 3), dtype=np.uint8))
+    drawn = np.zeros((48, 64), dtype=int)
+    for number, mask in enumerate(sorted(published, key=lambda one: -one["area"]), start=1):
+        drawn[mask["segmentation"]] = number
+    pairs = np.unique(np.stack([found.numpy().astype(int), drawn]).reshape(2, -1), axis=1)
+    assert pairs.shape[1] == len(np.unique(drawn)) == found.unique().numel() > 20
+    assert [0, 0] in pairs.T.tolist()
+    assert len({(int(number) - 1) // 3 for number in found.unique() if number}) < found.unique().numel() - 1
 
 
 def test_points_where_the_image_is_not_valid_are_not_asked():
@@ -353,13 +431,13 @@ def test_settings_out_of_range(settings):
         ObjectMapper(Pointed(PointGrid()), **settings)
 
 
-@pytest.fixture(scope="module")
-def adapter_file(tmp_path_factory):
+@pytest.fixture(scope="module", params=["sam_tiny", "sam_auto"])
+def adapter_file(request, tmp_path_factory):
     """A promptable model with random weights."""
     torch.manual_seed(0)
     spec = DataSpec("fake", ("red", "green", "blue"), (ClassSpec("lake", (0, 0, 9)),), (0.5,) * 3, (0.2,) * 3)
-    small = ["head.width=32", "head.mlp_width=64", "head.heads=2"]
-    cfg = compose("train", ["adapter=frozen", "head=sam_tiny", *small])
+    small = ["++head.width=32", "++head.mlp_width=64", "++head.heads=2"]
+    cfg = compose("train", ["adapter=frozen", f"head={request.param}", *small])
     model = build_model(cfg, spec)
     model.head.mask_decoder.iou_prediction_head.layers[-1].bias.data.fill_(0.5)
     return vfmadapt.save(tmp_path_factory.mktemp("model") / "adapter.safetensors", model)

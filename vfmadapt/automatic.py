@@ -19,9 +19,11 @@ SHIFT = 1.0  # and by how much logits are moved to draw a mask wider and tighter
 class ObjectMapper(nn.Module):
     """Image in sensor units -> which object each pixel belongs to; a model that `vfmadapt.predict_raster` maps with.
 
-    SAM's automatic masks (Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, §4 and appendix B): a mask from each
-    point of a grid; those count of which a high IoU is expected and that hardly change with the threshold; of two in
-    about the same box the better one stays. Where masks overlap, the smaller one lies on top.
+    SAM's automatic masks (Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, §4 and appendix B): a point of a grid
+    may mean a thing, a part of it or what it belongs to, so all masks that the head has for it are considered (SAM:
+    three), and a part is found beside its whole. Those count of which a high IoU is expected and that hardly change
+    with the threshold; of two in about the same box, of one point or of several, the better one stays. Where masks
+    overlap, the smaller one lies on top.
 
     Args:
         model: answers the points.
@@ -58,8 +60,8 @@ class ObjectMapper(nn.Module):
     def forward(self, image: Tensor, valid: Tensor) -> Tensor:
         """Images (B, C, H, W) in sensor units, `valid` bool (B, H, W) -> float32 (B, 1, H, W).
 
-        0 where no object is, else 1 + the index of the point that found the object. Image by image, so that what is
-        found in one does not depend on the others of its batch.
+        0 where no object is, else 1 + the index of the mask, all those of the first point before those of the second.
+        Image by image, so that what is found in one does not depend on the others of its batch.
         """
         pairs = zip(image.split(1), valid.split(1), strict=True)
         return torch.stack([self._numbers(one, usable) for one, usable in pairs])
@@ -80,14 +82,16 @@ class ObjectMapper(nn.Module):
         return labels
 
     def _masks(self, embedding: Tensor, points: Tensor, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of the masks from points (N, 2) that count: bool (M, H, W), expected IoU (M,), numbers (M,)."""
+        """Those of all masks of points (N, 2) that count: bool (M, H, W), expected IoU (M,), numbers (M,)."""
         prompts = MaskPrompts(points=points[None, :, None], labels=points.new_ones(1, len(points), 1))
-        answer = self.model.answer(embedding, prompts, (valid.shape[1], valid.shape[2]))
-        logits, scores = answer.logits[0, :, 0].float(), answer.scores[0, :, 0].float()
-        logits = logits.masked_fill(~valid, float("-inf"))
+        answer = self.model.asked.decode(embedding, prompts, (valid.shape[1], valid.shape[2]), several=True)
+        scores, several = answer.scores[0].flatten().float(), answer.scores.shape[2]
+        numbers = 1.0 + (index[:, None] * several + torch.arange(several, device=index.device)).flatten()
+        sure = scores >= self.grid.quality  # first, for the rest looks at every pixel
+        logits = answer.logits[0].flatten(0, 1)[sure].float().masked_fill(~valid, float("-inf"))
         masks = logits > 0
-        counts = masks.flatten(1).any(1) & (scores >= self.grid.quality) & (stability(logits) >= self.grid.stability)
-        return masks[counts], scores[counts], 1.0 + index[counts]
+        counts = masks.flatten(1).any(1) & (stability(logits) >= self.grid.stability)
+        return masks[counts], scores[sure][counts], numbers[sure][counts]
 
 
 class InstanceMapper(nn.Module):

@@ -55,8 +55,8 @@ def make_plan(model: Any, source: str, device: torch.device, settings: Settings)
     window, block, batch = settings.window, settings.block, settings.batch
     if isinstance(batch, str) and batch != "auto":
         raise UserError(f"batch={batch}: wanted is a whole number, or auto")
-    if window is not None and len(window) != 4:
-        raise UserError(f"window={list(window)}: wanted are four numbers, [row,column,height,width]")
+    if window is not None and (len(window) != 4 or not all(isinstance(number, int) for number in window)):
+        raise UserError(f"window={list(window)}: wanted are four whole numbers, [row,column,height,width]")
     compute = {"device": device.type, "dtype": settings.dtype, "tta": settings.tta or "none"}
     compute |= {"kernels": os.environ.get("VFMADAPT_KERNELS", "auto"), "torch": version("torch")}
     compute |= {"compile": str(settings.compile).lower(), "channels_last": str(settings.channels_last).lower()}
