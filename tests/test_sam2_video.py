@@ -17,6 +17,8 @@ from vfmadapt.errors import UserError
 from vfmadapt.testing import BACKBONES, tiny_backbone
 
 PUBLISHED = json.loads(gzip.decompress((Path(__file__).parent / "sam2" / "keys.json.gz").read_bytes()))
+# entry of conf/backbone -> whose tensors its checkpoint has: MedSAM2 went on from SAM2.1 tiny, strictly, at 512 px
+CHECKPOINTS = {**{f"sam2_video_{size}": size for size in PUBLISHED}, "medsam2": "tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +58,15 @@ def test_attention_is_that_of_transformers(tiny: Backbone) -> None:
         torch.testing.assert_close(block.attn(x), Sam2MultiScaleAttention.forward(block.attn, x))
 
 
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_published_checkpoints_have_exactly_our_tensors(size: str) -> None:
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_published_checkpoints_have_exactly_our_tensors(name: str) -> None:
     from transformers import Sam2VideoModel
 
-    settings = entry("backbone", f"sam2_video_{size}")
+    settings = entry("backbone", name)
     sizes = {key: settings[key] for key in ("size", "width", "memory_layers", "hidden", "decoder_hidden")}
     with torch.device("meta"):
         own = Sam2VideoModel(video_config(Trunk(**settings["trunk"]), **sizes)).state_dict()
-        theirs = canonical({key: torch.empty(shape) for key, shape in PUBLISHED[size].items()})
+        theirs = canonical({key: torch.empty(shape) for key, shape in PUBLISHED[CHECKPOINTS[name]].items()})
     assert {key: tensor.shape for key, tensor in own.items()} == {key: t.shape for key, t in theirs.items()}
 
 

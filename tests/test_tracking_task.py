@@ -1,15 +1,17 @@
 """task=tracking: what is trained, what it is measured by, and the adapter file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vfmadapt.adapters.owned import TrainedTensors
 from vfmadapt.checkpoint import load, save
-from vfmadapt.contracts import ClipSample
+from vfmadapt.contracts import ClassSpec, ClipSample
 from vfmadapt.errors import UserError
 from vfmadapt.tasks.clips import Pieces, TrackingData, lost_labels
 from vfmadapt.tasks.data import Draw
@@ -136,6 +138,31 @@ def test_measures_every_structure_but_not_its_prompt() -> None:
         float(2 * both / (found[:, kept].sum() + truth[:, kept].sum()))
     )
     assert "Dice" in made.table()
+
+
+def test_each_structure_is_measured_by_itself() -> None:
+    """Two clips of a disc and a bar, one without the bar; what is found is the truth, shifted by a column."""
+    made = task()
+    names = ("background", "disc", "bar")
+    made.model.spec = replace(SPEC, classes=tuple(ClassSpec(name, (0, 0, 0)) for name in names))
+    mask = torch.zeros(2, 4, 16, 16, dtype=torch.int64)
+    mask[:, :, 2:6, 2:6] = 1
+    mask[0, :, 10:12, 3:13] = 2
+
+    def follow(sample: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        labels = [int(label) for label in sample["mask"].unique() if label]
+        truth = torch.stack([sample["mask"] == label for label in labels])
+        return truth.roll(int(sample["id"]), dims=-1), truth, torch.tensor([2] * len(labels))
+
+    made.follow, made.log = follow, lambda *_, **__: None
+    made.on_test_epoch_start()
+    for index in range(2):
+        made.test_step({"mask": mask[index], "id": str(index + 1)})
+    made._conclude("test")
+    result = made.results["test"]
+    assert result["structure_dice"] == pytest.approx({"disc": (0.75 + 0.5) / 2, "bar": 0.9})
+    assert result["dice"] == pytest.approx((0.75 + 0.5 + 0.9) / 3)
+    assert made.table().splitlines()[1:] == ["  disc  Dice 0.625", "  bar   Dice 0.900"]
 
 
 def test_previews(tmp_path: Path) -> None:

@@ -225,8 +225,6 @@ def sync_counts(counts: Any, names: Sequence[str], device: torch.device | None) 
 _COLUMNS = {
     "iou": "IoU",
     "f1": "F1",
-    "dice3d": "Dice",
-    "hd95_mm": "HD95",
     "completeness": "compl.",
     "correctness": "corr.",
     "quality": "qual.",

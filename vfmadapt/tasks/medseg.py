@@ -5,19 +5,29 @@ from typing import Any
 from torch import Tensor
 
 from vfmadapt.tasks.segmentation import SegmentationTask
-from vfmadapt.volume_metrics import VolumeMetrics
+from vfmadapt.volume_metrics import VolumeMetrics, volume_table
 
 
 class MedsegTask(SegmentationTask):
-    """Labels frames one by one, and measures also the volumes that they make up, in millimetres."""
+    """Labels frames one by one, and measures also the volumes that they make up, see `VolumeMetrics`."""
 
     metrics_class = VolumeMetrics
     metrics: VolumeMetrics
 
     def count(self, logits: Tensor, batch: dict[str, Any]) -> None:
-        """Count whole frames, which come clip by clip; their ids are CLIP/FRAME."""
+        """Count whole frames, which come clip by clip; an image that is part of no clip is a volume by itself."""
         super().count(logits, batch)
         for found, mask, name, spacing in zip(
             logits.argmax(1), batch["mask"], batch["id"], batch["spacing"], strict=True
         ):
-            self.metrics.add_frame(found, mask, clip=name.rpartition("/")[0], spacing=spacing)
+            clip = name if spacing is None else name.rpartition("/")[0]  # frames of clips have a spacing, see `Sample`
+            self.metrics.add_frame(found, mask, clip=clip or name, spacing=spacing)
+
+    def table(self) -> str:
+        """The metrics of the test split as text."""
+        return f"{super().table()}\n{volume_table(self.results['test'])}"
+
+    def _conclude(self, split: str) -> None:
+        super()._conclude(split)
+        if split == "test":
+            self.results[split] |= self.metrics.details()

@@ -88,6 +88,7 @@ class TrackingTask(AdapterTask):
         self.score_weight, self.absent_weight = score_weight, absent_weight
         self.loss = PromptLoss(ce_weight=ce_weight, dice_weight=dice_weight, iou_weight=iou_weight)
         self._counts: list[Tensor] = []
+        self._labels: list[int] = []
 
     def images(self, batch: dict[str, Any]) -> Tensor:
         """All frames of a batch of pieces, normalised: (B * T, 3, S, S)."""
@@ -153,7 +154,10 @@ class TrackingTask(AdapterTask):
     def table(self) -> str:
         """The metrics of the test split as text."""
         result = self.results["test"]
-        return f"{result['structures']} structures   Dice {result['dice']:.3f}   IoU {result['miou']:.3f}"
+        lines = [f"{result['structures']} structures   Dice {result['dice']:.3f}   IoU {result['miou']:.3f}"]
+        each = result["structure_dice"]
+        width = max(map(len, each), default=0)
+        return "\n".join([*lines, *(f"  {name:<{width}}  Dice {dice:.3f}" for name, dice in each.items())])
 
     def draw(self, samples: Any, folder: Path, *, indices: Sequence[int]) -> list[Path]:
         """Write one picture per clip: some of its frames with the truth, and below with what was found."""
@@ -183,7 +187,7 @@ class TrackingTask(AdapterTask):
         return found, truth, torch.tensor([int(m) for m in middles])
 
     def _start(self) -> None:
-        self._counts = []
+        self._counts, self._labels = [], []
 
     def _evaluate(self, sample: dict[str, Any]) -> None:
         found, truth, prompted = self.follow(sample)
@@ -192,15 +196,33 @@ class TrackingTask(AdapterTask):
         both = (found & truth & counted).flatten(1).sum(1)
         sizes = ((found & counted).flatten(1).sum(1), (truth & counted).flatten(1).sum(1))
         self._counts.append(torch.stack([both, *sizes], 1).double())
+        self._labels += structures(sample["mask"].cpu(), self.model.spec.ignore_index)
 
     def _conclude(self, split: str) -> None:
-        """Dice and IoU of every structure over all frames of its clip but the prompted one, averaged."""
+        """Dice and IoU of every structure over all frames of its clip but the prompted one, averaged.
+
+        "structure_dice": of those of each class by itself, {class: mean}, classes that no clip has left out.
+        """
         counts = torch.cat(self._counts) if self._counts else torch.zeros(0, 3)
-        both, found, truth = counts[(counts[:, 1:] > 0).any(1)].T
-        dice, iou = (2 * both / (found + truth)).nanmean(), (both / (found + truth - both)).nanmean()
-        self.results[split] = {"dice": float(dice), "miou": float(iou), "structures": len(both)}
+        known = (counts[:, 1:] > 0).any(1)
+        both, found, truth = counts[known].T
+        each = 2 * both / (found + truth)
+        dice, iou = each.nanmean(), (both / (found + truth - both)).nanmean()
+        self.results[split] = {
+            "dice": float(dice),
+            "miou": float(iou),
+            "structures": len(both),
+            "structure_dice": self._by_class(torch.tensor(self._labels, dtype=torch.int64)[known], each),
+        }
         self.log(f"{split}/miou", float(iou), prog_bar=True)  # callbacks wait for one
         self.log(f"{split}/dice", float(dice))
+
+    def _by_class(self, labels: Tensor, values: Tensor) -> dict[str, float]:
+        """Means of values (N,) over those of each label (N,)."""
+        names = {label: spec.name for label, spec in enumerate(self.model.spec.classes)}
+        return {
+            names.get(label, str(label)): float(values[labels == label].mean()) for label in labels.unique().tolist()
+        }
 
 
 def structures(mask: Tensor, ignored: int) -> list[int]:
