@@ -21,12 +21,12 @@ def draw_vineyard(plates: Plates) -> None:
     area = draw_polygons(plates.size, [corners])
     plates.clear(area * 0.999, ["black", "green"])
     plates.vineyard |= plates.label("vineyard", area)
-    step = float(rng.uniform(7, 11))
-    places = _in(
-        lattice(rng, plates.size, step, step * float(rng.uniform(0.8, 1.1)), float(rng.uniform(-0.5, 0.5)), 0.5), area
-    )
-    tall = float(rng.uniform(4.5, 7))
-    strokes = [np.asarray(s, dtype=np.float32) * tall for s in plates.style.vineyards]
+    step = plates.among(plates.style.vines)
+    down = step * plates.among(plates.style.rows)
+    places = _in(lattice(rng, plates.size, step, down, float(rng.uniform(-0.5, 0.5)), 0.5), area)
+    tall = float(rng.uniform(4.5, 7)) * max(1.0, down / 11)
+    symbol = plates.style.vineyards[rng.integers(len(plates.style.vineyards))]
+    strokes = [np.asarray(s, dtype=np.float32) * tall for s in symbol]
     plates.lines("black", [stroke + p for p in places for stroke in strokes], float(rng.uniform(0.9, 1.3)))
     if rng.random() < 0.8:
         plates.lines("black", [np.concatenate([corners, corners[:1]])], 0.8)

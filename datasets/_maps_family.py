@@ -72,6 +72,8 @@ def mixed_style(rng: np.random.Generator) -> Style:
         wear=palette.wear,
         halo=palette.halo,
         rocks=palette.rocks,
+        vines=palette.vines,
+        rows=palette.rows,
     )
 
 
@@ -87,11 +89,13 @@ def own_style(rng: np.random.Generator) -> Style:
         roads=(_road(rng, (9, 17)), _road(rng, (6, 10))),
         rivers="tint",
         lakes=signs.lakes,
-        vineyards=_symbol(rng) if own else signs.vineyards,
+        vineyards=(_symbol(rng),) if own else signs.vineyards,
         houses=("solid", "hatched", "crossed")[rng.integers(3)],  # what is filled with colour is a road
         woods=signs.woods,
         faces=tuple(str(face) for face in rng.choice(_FACES, 3, replace=False)),
         wear=(0.05, 0.5),
+        vines=ATLAS.vines,
+        rows=ATLAS.rows,
         rocks=4,  # else a comb of strokes is a railway: most real sheets of mountains have them
     )
 
@@ -117,7 +121,7 @@ def _palette(rng: np.random.Generator) -> dict[str, Tint]:
 
 def _railway(rng: np.random.Generator) -> Railway:
     """A railway is black, heavier than any road, and where it is not two thick lines it has a rhythm."""
-    kind = rng.choice(["rails", "rails", "rails", "blocks", "blocks", "blocks", "core", "ladder", "ticks"])
+    kind = rng.choice(["rails"] * 3 + ["blocks"] * 5 + ["core", "ladder", "ticks"])
     width = float(rng.uniform(8, 14))
     wide = (width, width + 1)
     if kind == "rails":
@@ -126,7 +130,7 @@ def _railway(rng: np.random.Generator) -> Railway:
     if kind == "core":
         return Railway("core", (width + 1, width + 2), (1.6, 2.6))
     if kind == "blocks":
-        period = float(rng.uniform(*((8, 16), (28, 36))[rng.integers(2)]))  # survey: 18 to 26
+        period = float(rng.uniform(*((8, 17), (27, 36))[rng.integers(2)]))  # survey: 18 to 26
         return Railway("blocks", wide, (1.2, 2.0), (period, period))
     period = float(rng.uniform(6, 11))
     if kind == "ladder":

@@ -16,7 +16,7 @@ from vfmadapt.datasets._maps_scan import scan
 from vfmadapt.datasets._maps_styles import Style
 from vfmadapt.datasets._procedural import Size, coordinates
 
-VERSION = 4
+VERSION = 5
 """Of the generator; another one draws other sheets from the same seeds."""
 
 

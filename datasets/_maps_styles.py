@@ -57,13 +57,15 @@ class Style:
         roads: signatures, likewise.
         rivers: wide rivers as "strokes" along the stream, or "tint" between banks.
         lakes: "lines" along the shore, "tint", "hatched" (level lines) or "both" (tint and lines).
-        vineyards: the symbol.
+        vineyards: symbols, of which a vineyard has one.
         houses: "solid", "hatched", "crossed", "outline" or "tint".
         woods: "circles", "tint" (with circles) or "trees".
         faces: files of the roman and the italic type faces (matplotlib's).
         wear: how far paper, inks and scan are from perfect.
         halo: paper that relief and vegetation leave on either side of lines and around parcels, in pixels.
         rocks: rock faces, dams and cuttings per sheet at most.
+        vines: from one symbol of a vineyard to the next in its row, and ...
+        rows: ... from row to row, as a share of that.
     """
 
     name: str
@@ -73,16 +75,18 @@ class Style:
     roads: tuple[Road, ...]
     rivers: Literal["strokes", "tint"]
     lakes: Literal["lines", "tint", "hatched", "both"]
-    vineyards: Symbol
+    vineyards: tuple[Symbol, ...]
     houses: Literal["solid", "hatched", "crossed", "outline", "tint"]
     woods: Literal["circles", "tint", "trees"]
     faces: tuple[str, ...]
     wear: Range = (0.2, 0.8)
     halo: Range = (0.0, 3.0)
     rocks: int = 4
+    vines: Range = (7.0, 11.0)
+    rows: Range = (0.8, 1.1)
 
 
-_MAIN = Road((12, 18), (0.8, 1.4), (2.0, 3.6))
+_MAIN = Road((12, 20), (0.8, 1.4), (2.0, 4.8))
 _SECOND = Road((7, 12), (0.8, 1.4), (0.8, 1.6))
 _TRACK = Road((6, 9), (0.8, 1.3), (0.8, 1.3), dashed=True)
 
@@ -101,12 +105,14 @@ ATLAS = Style(  # three plates, thick rails, roads lit from one side: the look o
     roads=(_MAIN, _SECOND, _TRACK),
     rivers="strokes",
     lakes="lines",
-    vineyards=STAKE,
+    vineyards=(STAKE, BAR),
     houses="solid",
     woods="circles",
     faces=("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "STIXGeneralBolIta.ttf"),
     wear=(0.0, 0.7),
     halo=(0.0, 1.5),
+    vines=(7, 14),
+    rows=(0.8, 1.8),
 )
 
 STAFF = Style(  # grey paper, brown relief, hatched towns
@@ -124,7 +130,7 @@ STAFF = Style(  # grey paper, brown relief, hatched towns
     roads=(Road((9, 14), (1.0, 1.8), (1.0, 1.8)), _SECOND, _TRACK),
     rivers="tint",
     lakes="both",
-    vineyards=BAR,
+    vineyards=(BAR,),
     houses="hatched",
     woods="trees",
     faces=("DejaVuSerif.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf"),
@@ -145,7 +151,7 @@ TOURIST = Style(  # printed in six colours
     roads=(Road((8, 13), (0.8, 1.4), (0.8, 1.4), fill="red"), _SECOND, _TRACK),
     rivers="tint",
     lakes="tint",
-    vineyards=CROSS,
+    vineyards=(CROSS,),
     houses="tint",
     woods="tint",
     faces=("DejaVuSans.ttf", "DejaVuSans-Oblique.ttf", "STIXGeneral.ttf"),
@@ -166,7 +172,7 @@ ENGRAVED = Style(  # one dark plate and a blue one
     roads=(_MAIN, Road((8, 13), (1.6, 2.6), (0.8, 1.2)), _SECOND),
     rivers="strokes",
     lakes="hatched",
-    vineyards=STAKE,
+    vineyards=(STAKE,),
     houses="crossed",
     woods="trees",
     faces=("STIXGeneral.ttf", "STIXGeneralItalic.ttf", "DejaVuSerif-Italic.ttf"),
@@ -188,7 +194,7 @@ SURVEY = Style(  # held out for testing: violet lines, olive relief, another set
     roads=(Road((9, 13), (1.0, 1.4), (1.2, 1.6), fill="red"), Road((7, 10), (1.2, 1.6), (1.2, 1.6), fill="red")),
     rivers="tint",
     lakes="both",
-    vineyards=HOOK,
+    vineyards=(HOOK,),
     houses="crossed",
     woods="circles",
     faces=("cmr10.ttf", "cmti10.ttf", "cmb10.ttf"),
@@ -212,7 +218,7 @@ FIELD = Style(  # for few-shot: blue and red exchanged against the rest, open ho
     roads=(Road((5, 8), (1.8, 2.6), (1.8, 2.6)), Road((12, 16), (0.8, 1.2), (0.8, 1.2), dashed=True)),
     rivers="strokes",
     lakes="hatched",
-    vineyards=VEE,
+    vineyards=(VEE,),
     houses="outline",
     woods="trees",
     faces=("cmss10.ttf", "DejaVuSans-BoldOblique.ttf", "cmtt10.ttf"),

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vfmadapt.frames import open_clip
+from vfmadapt.frames.video import VideoClip
 
 nibabel = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")
@@ -58,12 +59,15 @@ def write_dicom(
     return folder
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], codec: str = "mpeg4", rate: int = 25, **options: str) -> Path:
+def write_video(
+    path: Path, frames: NDArray[np.uint8], codec: str = "mpeg4", rate: int = 25, gop: int = 5, **options: str
+) -> Path:
+    """A video with a key frame every `gop` frames; H.264 also where the picture changes, and frames out of order."""
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=Fraction(rate))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        stream.codec_context.gop_size = 5
+        stream.codec_context.gop_size = gop
         stream.codec_context.bit_rate = 2_000_000
         for values in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(values, format="rgb24")))
@@ -106,6 +110,45 @@ def test_nifti_of_four_axes_follows_a_slice_or_takes_a_moment(tmp_path: Path) ->
     moment = open_clip(tmp_path / "a.nii.gz", time=1)
     assert (moment.info.kind, len(moment), moment.info.spacing) == ("volume", 3, (8.0, 1.0, 1.0))
     np.testing.assert_array_equal(moment.frame(2)[0], values[:, :, 2, 1].T)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 3), (4, 2, 5, 6)])
+def test_npz_of_any_order_of_the_axes(
+    tmp_path: Path, shape: tuple[int, ...], order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfmadapt.frames.frame_file._BLOCK", 64)  # bytes, so that there are several blocks
+    values = np.asarray(np.random.default_rng(0).integers(-9, 9, shape).astype(np.int16), order=order)
+    np.savez(tmp_path / "a.npz", imgs=values)
+    clip = open_clip(tmp_path / "a.npz")
+    for index in (3, 1):
+        wanted = values[index].transpose(2, 0, 1) if shape[-1] == 3 else values[index].reshape(-1, *shape[-2:])
+        np.testing.assert_array_equal(clip.frame(index), wanted)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "int64", "float32", "float64"])
+def test_metaimage_with_time_first_agrees_with_itk(
+    tmp_path: Path, name: str, compressed: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfmadapt.frames.frame_file._BLOCK", 256)
+    values = np.random.default_rng(0).integers(0, 99, (9, 7, 6)).astype(dtype)  # (H, W, T)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / name), compressed)
+    clip = open_clip(tmp_path / name, kind="video", time_first=True, seconds_per_frame=0.25)
+    assert (len(clip), clip.info.size, clip.info.seconds_per_frame) == (6, (9, 7), 0.25)
+    for index in (4, 1):
+        np.testing.assert_array_equal(clip.frame(index)[0], values[:, :, index])
+
+
+def test_metaimage_of_the_other_byte_order(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 9999, (9, 7, 6)).astype(">i2")
+    header = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = True\nDimSize = 6 7 9\n"
+    fields = "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes((header + fields).encode() + values.tobytes())
+    for options in ({}, {"kind": "video", "time_first": True}):
+        clip = open_clip(tmp_path / "a.mha", **options)
+        np.testing.assert_array_equal(clip.frame(4)[0], values[:, :, 4] if options else values[4])
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -195,7 +238,10 @@ def test_dicom_of_many_frames(tmp_path: Path) -> None:
     np.testing.assert_array_equal(clip.frame(3), frames[3].transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "mpeg4"), ("a.avi", "mjpeg")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "mpeg4"), ("a.avi", "mjpeg"), ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "libx264")],
+)
 def test_video_frames_in_any_order_are_those_in_order(tmp_path: Path, name: str, codec: str) -> None:
     clip = open_clip(write_video(tmp_path / name, moving(), codec))
     assert (len(clip), clip.info.size, clip.info.channels) == (12, (32, 64), 3)
@@ -204,8 +250,36 @@ def test_video_frames_in_any_order_are_those_in_order(tmp_path: Path, name: str,
     for index in (11, 3, 4, 0, 7):
         np.testing.assert_array_equal(clip.frame(index), ordered[index])
         assert abs(ordered[index].mean(0).mean(0).argmax() - 4 * index - 3.5) <= 4.5  # the square is where it was
-    backwards = [i for i, _ in clip.iterate(11, None, -1)]
-    assert backwards == list(range(11, -1, -1))
+    for wanted in (range(11, -1, -1), range(9, 2, -3), range(1, 12, 4)):
+        seen = dict(clip.iterate(wanted.start, None if wanted.stop == -1 else wanted.stop, wanted.step))
+        assert list(seen) == list(wanted)
+        for index, frame in seen.items():
+            np.testing.assert_array_equal(frame, ordered[index])
+
+
+@pytest.mark.parametrize(("gop", "most"), [(40, 40 + 32 + 24 + 16 + 8), (5, 40)])
+def test_backwards_few_frames_are_decoded_twice_and_few_are_held(
+    tmp_path: Path, gop: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counted(self: VideoClip) -> Iterator[Any]:
+        for timed in decode(self):
+            decoded.append(timed[0])
+            yield timed
+
+    decode = VideoClip._decoded
+    monkeypatch.setattr(VideoClip, "_decoded", counted)
+    monkeypatch.setattr("vfmadapt.frames.video._HELD", 8 * 32 * 64)  # eight frames
+    noise = np.random.default_rng(0).integers(0, 40, (40, 32, 64, 3)).astype(np.uint8)
+    clip = open_clip(write_video(tmp_path / "a.mp4", moving(40) // 2 + noise, gop=gop))
+    ordered = dict(clip.iterate())
+    assert len(decoded) == 40
+    decoded.clear()
+    for index, frame in clip.iterate(39, None, -1):
+        np.testing.assert_array_equal(frame, ordered[index])
+        assert len(clip._held) <= 8
+    assert len(decoded) <= most
 
 
 def test_folders_of_images_go_by_number_and_pages_by_page(tmp_path: Path) -> None:
@@ -220,6 +294,7 @@ def test_folders_of_images_go_by_number_and_pages_by_page(tmp_path: Path) -> Non
         clip = open_clip(tmp_path / path, spacing=0.5)
         assert [float(f.mean()) for _, f in clip.iterate()] == [20.0 * i for i in range(12)]
         assert clip.info.pixel_area == 0.25
+        assert open_clip(tmp_path / path, kind="volume", spacing=0.5, step=3.0).info.spacing == (3.0, 0.5, 0.5)
     deep = np.array([[0, 300], [40000, 65535]], np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(open_clip(tmp_path / "deep.png").frame(0)[0], deep)
@@ -244,22 +319,48 @@ def test_real_volumes_open_with_what_their_files_say(real_data: Path) -> None:
 
 
 PEAK = """
-import resource, sys
-from vfmadapt.frames import open_clip
-clip = open_clip(sys.argv[1])
-clip.frame(0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _, frame in clip.iterate():
-    pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+import sys
+from vfmadapt.frames import frame_file, open_clip, video
+def peak():
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])  # kB; ru_maxrss would count the parent's
+frame_file._BLOCK = video._HELD = 1 << 20
+for path in sys.argv[1:]:
+    before = peak()
+    with open_clip(path, **({"kind": "video", "time_first": True} if path.endswith("mha") else {})) as clip:
+        for way in (clip.iterate(), clip.iterate(len(clip) - 1, None, -1)):
+            for _, frame in way:
+                pass
+print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("kind", ["nifti", "video"])
+def write_mha(path: Path, volume: NDArray[Any]) -> Path:
+    """Compressed, time first."""
+    sitk.WriteImage(sitk.GetImageFromArray(np.moveaxis(volume, 0, -1)), str(path), True)
+    return path
+
+
+def write_npz(path: Path, **arrays: NDArray[Any]) -> Path:
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel must tell the peak of memory")
+@pytest.mark.parametrize("kind", ["nifti", "npz", "npz_of_columns", "metaimage", "video"])
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path, kind: str) -> None:
-    makers: dict[str, Callable[[], Path]] = {
-        "nifti": lambda: write_nifti(tmp_path / "a.nii.gz", np.zeros((160, 256, 256), np.float32)),  # 40 MB
-        "video": lambda: write_video(tmp_path / "a.mp4", np.zeros((160, 256, 256, 3), np.uint8)),  # 30 MB
-    }
-    done = subprocess.run([sys.executable, "-c", PEAK, str(makers[kind]())], capture_output=True, text=True, check=True)
+    def make(frames: int) -> Path:
+        zeros = np.zeros((frames, 256, 256), np.float32)  # 40 MB of 160
+        makers: dict[str, Callable[[], Path]] = {
+            "nifti": lambda: write_nifti(tmp_path / f"{frames}.nii.gz", zeros),
+            "npz": lambda: write_npz(tmp_path / f"{frames}.npz", imgs=zeros),
+            "npz_of_columns": lambda: write_npz(tmp_path / f"{frames}.npz", imgs=np.asfortranarray(zeros)),
+            "metaimage": lambda: write_mha(tmp_path / f"{frames}.mha", zeros),
+            "video": lambda: write_video(
+                tmp_path / f"{frames}.mp4", np.zeros((frames, 256, 256, 3), np.uint8)
+            ),  # 30 MB
+        }
+        return makers[kind]()
+
+    command = [sys.executable, "-c", PEAK, str(make(40)), str(make(160))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 15_000  # kB

@@ -55,6 +55,36 @@ def test_options_and_frames_that_are_not_there(tmp_path: Path) -> None:
         open_clip(path).frame(6)
 
 
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    from PIL import Image
+
+    sitk = frames.sitk
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "a.mha"))
+    refused(tmp_path / "a.mha", "seconds_per_frame= is for kind=video", seconds_per_frame=0.1)
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(tmp_path / "b.mha"))
+    refused(tmp_path / "b.mha", "time_first= is for grey images", time_first=True)
+    Image.new("L", (5, 4)).save(tmp_path / "a.png")
+    refused(tmp_path / "a.png", "step=3 is from slice to slice; give kind=volume", step=3)
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cut_off_metaimages(tmp_path: Path, compressed: bool, time_first: bool) -> None:
+    path = tmp_path / "a.mha"
+    frames.sitk.WriteImage(frames.sitk.GetImageFromArray(VOLUME), str(path), compressed)
+    path.write_bytes(path.read_bytes()[:-40])
+    refused(path, "cannot be read; make a whole copy", time_first=time_first)
+
+
+def test_metaimages_in_several_files(tmp_path: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 7 9 2\nElementType = MET_SHORT\n"
+    (tmp_path / "a.mhd").write_text(header + "ElementDataFile = LIST\n0.raw\n1.raw\n")
+    for index in range(2):
+        (tmp_path / f"{index}.raw").write_bytes(VOLUME[index].tobytes())
+    np.testing.assert_array_equal(open_clip(tmp_path / "a.mhd").frame(1)[0], VOLUME[1])
+    refused(tmp_path / "a.mhd", "not in one plain file", time_first=True)
+
+
 def test_four_axes_need_a_choice(tmp_path: Path) -> None:
     path = frames.write_nifti(tmp_path / "a.nii", np.zeros((4, 3, 5, 6), np.uint8))
     refused(path, "3 slices at 4 moments; give slice=0..2")
@@ -110,10 +140,15 @@ def test_nan_becomes_the_least_value_and_sixteen_bits_are_kept(
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
 @pytest.mark.parametrize("front", [False, True])
-def test_cut_off_videos_give_what_is_there_or_say_so(tmp_path: Path, share: float, front: bool) -> None:
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi"])
+def test_cut_off_videos_give_what_is_there_or_say_so(
+    tmp_path: Path, share: float, front: bool, codec: str, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3)).astype(np.uint8)
-    whole = frames.write_video(tmp_path / "a.mp4", noise, **({"movflags": "faststart"} if front else {}))
-    cut = tmp_path / "b.mp4"
+    options = {"movflags": "faststart"} if front and ending == "mp4" else {}
+    whole = frames.write_video(tmp_path / f"a.{ending}", noise, codec, **options)
+    cut = tmp_path / f"b.{ending}"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
     complete = dict(open_clip(whole).iterate())
     said, seen = "", {}
@@ -122,9 +157,58 @@ def test_cut_off_videos_give_what_is_there_or_say_so(tmp_path: Path, share: floa
             seen[index] = frame
     except UserError as error:
         said = str(error)
-    assert ("whole" in said and "\n" not in said) or 0 < len(seen) < 12
-    for index in list(seen)[:-1]:  # the last one may be cut off itself
+    if seen:
+        assert not said
+        assert len(seen) < 12
+        assert len(caplog.messages) == 1
+        assert f"ends early: {len(seen)} " in caplog.text
+    else:
+        assert "whole" in said
+        assert "\n" not in said
+    assert seen or not (front and ending == "mp4")
+    for index in list(seen)[: -1 if ending == "avi" else None]:  # there the last may be presented after lost ones
         np.testing.assert_array_equal(seen[index], complete[index])
+
+
+def damaged(path: Path, first: int, last: int) -> Path:
+    """The video with zeros instead of packets `first` to `last`, in the order of decoding."""
+    with frames.av.open(str(path)) as file:
+        packets = [(packet.pos, packet.size) for packet in file.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size in packets[first : last + 1]:
+        data[place : place + size] = bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+def test_frames_of_a_damaged_video_are_stood_in_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = frames.write_video(tmp_path / "a.mp4", frames.moving(40), "libx264", gop=10)
+    ordered = dict(open_clip(path).iterate())
+    clip = open_clip(damaged(path, 12, 13))
+    seen = dict(clip.iterate())
+    assert list(seen) == list(range(40))
+    for index in [*range(10), *range(20, 40)]:  # the other parts are as they were
+        np.testing.assert_array_equal(seen[index], ordered[index])
+    assert len(caplog.messages) == 1
+    assert "is damaged: frame 1" in caplog.text
+    for index, frame in clip.iterate(39, None, -1):
+        np.testing.assert_array_equal(frame, seen[index])
+
+
+def test_a_video_ends_where_nothing_more_can_be_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = frames.write_video(tmp_path / "a.mp4", frames.moving(40), "libx264", gop=10)
+    ordered = dict(open_clip(path).iterate())
+    clip = open_clip(damaged(path, 20, 40))
+    seen = dict(clip.iterate())
+    assert 10 <= len(seen) <= 20
+    for index, frame in seen.items():
+        np.testing.assert_array_equal(frame, ordered[index])
+    assert [message.split(":")[1] for message in caplog.messages] == [
+        f" frames {len(seen)} to 39 cannot be decoded and are left out; make a whole copy"
+    ]
+    with pytest.raises(UserError, match="frame 30 of 40 cannot be decoded, nor what follows"):
+        clip.frame(30)
+    refused(damaged(path, 0, 40), "frame 0 of 40 cannot be decoded, nor what follows")
 
 
 def test_dicom_slices_in_any_order_come_by_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vfmadapt.contracts import IGNORE_INDEX
 from vfmadapt.datasets.camus import Camus
@@ -12,6 +13,8 @@ from vfmadapt.datasets.clip_folder import ClipFolder
 from vfmadapt.datasets.echonet import EchoNet
 from vfmadapt.datasets.trackrad import TrackRad
 from vfmadapt.errors import UserError
+from vfmadapt.frames import open_clip
+from vfmadapt.frames.write_nifti import write_nifti as write_labels
 
 nibabel = pytest.importorskip("nibabel")
 sitk = pytest.importorskip("SimpleITK")
@@ -125,6 +128,36 @@ def test_any_pairs_by_name_or_by_folder(tmp_path: Path) -> None:
     inside = pair["image"][:, 0][pair["mask"] == 1]
     assert inside.mean() == pytest.approx((100 + 150) / 300, abs=0.01)
     assert len(data.spec.classes) == 2
+
+
+def test_pictures_with_masks_in_black_and_white(tmp_path: Path) -> None:
+    labels = square(4)
+    for index, mask in enumerate(labels):
+        Image.fromarray(mask * 100 + 50).save(tmp_path / f"a{index}.png")
+        Image.fromarray(mask * 255).save(tmp_path / f"a{index}_mask.png")
+    unsure = np.where(labels[0] == labels[3], labels[0], 255 - 254 * labels[0]).astype(np.uint8)
+    Image.fromarray(unsure).save(tmp_path / "a0_mask.png")  # 255 beside 1 is what does not count
+    data = ClipFolder(str(tmp_path), test=[f"a{index}" for index in range(4)])
+    frames = data.split("test")
+    assert [sample["id"] for sample in (frames[0], frames[3])] == ["a0/0000", "a3/0000"]
+    np.testing.assert_array_equal(frames[0]["mask"], np.where(unsure == 255, IGNORE_INDEX, unsure))
+    for index in (1, 2, 3):
+        np.testing.assert_array_equal(frames[index]["mask"], labels[index])
+    many = ClipFolder(str(tmp_path), test=["a1"], classes=["background", "polyp", "tool"])
+    assert set(many.split("test")[0]["mask"].unique().tolist()) == {0, IGNORE_INDEX}
+
+
+def test_dicom_series_with_masks(dicom_series: Path, tmp_path: Path) -> None:
+    masks = np.zeros((5, 41, 33), np.uint8)
+    masks[2, 5:9, 20:30] = 1
+    with open_clip(dicom_series) as clip:
+        write_labels(tmp_path / "series_mask.nii.gz", masks, clip.info)
+    image = nibabel.as_closest_canonical(nibabel.load(tmp_path / "series_mask.nii.gz"))
+    nibabel.save(image, tmp_path / "series_mask.nii.gz")
+    clip = ClipFolder(str(tmp_path), window=[-1000, -600], test=["series"]).clips("test")[0]
+    np.testing.assert_array_equal(clip["mask"], masks)
+    assert clip["image"][:, 0, 0, 0].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert clip["spacing"] == (2.5, 0.9, 0.7)
 
 
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:

@@ -149,6 +149,15 @@ def test_what_is_no_object_has_an_expected_iou_of_0():
     assert not logits.grad.any()
 
 
+def test_many_points_on_nothing_weigh_no_more_than_one():
+    truth = torch.ones(1, 4, 8, 8, dtype=torch.bool)
+    logits, scores = torch.full((1, 4, 3, 8, 8), 40.0), torch.tensor([0.5, 0.2, 0.2, 0.2]).view(1, 4, 1).expand(1, 4, 3)
+    counted, present = torch.ones(1, 8, 8, dtype=torch.bool), torch.tensor([[True, False, False, False]])
+    for nothing in ([[False, True, False, False]], [[False, True, True, True]]):
+        parts = PromptLoss()(answer_of(logits, scores), truth, counted, present, torch.tensor(nothing))
+        assert parts["iou"].item() == pytest.approx(0.5**2 + 0.2**2)
+
+
 def test_points_on_nothing_lie_beside_all_objects(model):
     task = PromptableTask(model, classes=["lake"], smallest=2, objects=4)
     mask = torch.stack([label_map(), torch.zeros_like(label_map())])

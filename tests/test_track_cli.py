@@ -242,6 +242,9 @@ def whole(folder: Path) -> Path:
         (whole, "backbone.pretrained=null", "has no weights"),
         (whole, "prompt=3", "null or a text or a list"),
         (whole, "focus=0.5", "at least as wide as the prompts"),
+        (whole, "window=[3,3]", "give the values that are black and white"),
+        (whole, "window=[3]", "give the values that are black and white"),
+        (whole, "data=camus", "write evaluate=test beside it"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -313,14 +316,15 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         track(f"evaluate={empty_folder(tmp_path)}")
 
 
-def test_the_true_masks_that_prompt(volume: Path) -> None:
+def test_the_true_masks_that_prompt() -> None:
     masks = scene()[1]
     masks[:5] = np.where(masks[:5] == 5, 0, masks[:5])  # the square appears in frame 5, the disc is gone in it
-    write_npz(volume, gts=masks)
-    with open_clip(volume, key="gts") as clip:
-        assert [(p.object, p.frame) for p in truth_prompts(clip, "middle")] == [(2, 3), (5, 5)]
-        assert [(p.object, p.frame) for p in truth_prompts(clip, "first")] == [(2, 0), (5, 5)]
-        np.testing.assert_array_equal(truth_prompts(clip, "middle")[1].mask, masks[5] == 5)
+    places = {place: truth_prompts(masks.__getitem__, range(7), place) for place in ("middle", "first")}
+    assert [(p.object, p.frame) for p in places["middle"]] == [(2, 3), (5, 5)]
+    assert [(p.object, p.frame) for p in places["first"]] == [(2, 0), (5, 5)]
+    np.testing.assert_array_equal(places["middle"][1].mask, masks[5] == 5)
+    some = truth_prompts(masks.__getitem__, [1, 4], "middle", ignored=5)
+    assert [(p.object, p.frame) for p in some] == [(2, 4)]
 
 
 def perfect(model: object, clip: Clip, prompts: Any, **_: Any) -> Iterator[tuple[int, StepResult]]:

@@ -37,7 +37,7 @@ _NULL_DEFAULT: dict[str, Any] = {
     "resume": bool | str,
     "scale": float,
     "tta": str,
-    "window": list[int],
+    "window": list[float],
 }
 # keys that take more, or less, than their default says
 _KINDS: dict[str, Any] = {

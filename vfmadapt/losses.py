@@ -107,14 +107,16 @@ class PromptLoss(nn.Module):
         chosen, _ = mask_loss.min(-1)
         with torch.no_grad():
             iou = mask_iou(logits > 0, truth[:, :, None], counted[:, None, None])
-        quality = (answer.scores.float() - iou).square().mean(-1)
-        rated = present if nothing is None else present | nothing
-        if nothing is not None:
-            quality = torch.where(nothing, answer.scores.float().square().mean(-1), quality)
-        mask_part = (chosen * present).sum() / present.sum().clamp_min(1)
-        quality_part = (quality * rated).sum() / rated.sum().clamp_min(1)
-        total = mask_part + self.iou_weight * quality_part
-        return {"loss": total, "mask": mask_part.detach(), "iou": quality_part.detach()}
+        quality = _mean((answer.scores.float() - iou).square().mean(-1), present)
+        if nothing is not None:  # apart, or the many would have the score of good masks low, too
+            quality = quality + _mean(answer.scores.float().square().mean(-1), nothing)
+        mask_part = _mean(chosen, present)
+        return {"loss": mask_part + self.iou_weight * quality, "mask": mask_part.detach(), "iou": quality.detach()}
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of those that are counted, 0 without one."""
+    return (values * counted).sum() / counted.sum().clamp_min(1)
 
 
 def mask_iou(found: Tensor, truth: Tensor, counted: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         raise UserError("index= and of= go with engine=array, which needs both, for instance index=0 of=4")
     from vfmadapt.frames.reading import is_clip
 
-    if isinstance(cfg.input, str) and is_clip(Path(cfg.input).expanduser()):
+    if isinstance(cfg.input, str) and (cfg.reader or is_clip(Path(cfg.input).expanduser())):
         return _clip(cfg)
     from vfmadapt.raster.io import raster_info
     from vfmadapt.raster.mosaic import one_raster

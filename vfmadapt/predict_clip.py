@@ -2,21 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vfmadapt.build import plain
 from vfmadapt.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vfmadapt.frames import Clip, ClipInfo
+    from vfmadapt.frames.frame_file import FrameFile, LabelFrames
     from vfmadapt.model import AdaptedModel
 
 log = logging.getLogger(__name__)
@@ -24,6 +23,13 @@ log = logging.getLogger(__name__)
 Scale = tuple[float, float]
 
 _RASTER_KEYS = ("window", "polygons", "tta", "bands", "index", "of")  # of conf/predict.yaml; null by default
+
+
+def open_input(cfg: "DictConfig") -> "Clip":
+    """`cfg.input`, a volume or video, read with `cfg.reader`; UserError where it cannot be."""
+    from vfmadapt.frames import open_clip
+
+    return open_clip(cfg.input, **(plain(cfg)["reader"] or {}))
 
 
 def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
@@ -41,7 +47,7 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     """
     from vfmadapt.checkpoint import load
     from vfmadapt.device import choose_device
-    from vfmadapt.frames import open_clip
+    from vfmadapt.frames.frame_file import FrameFile
     from vfmadapt.frames.reading import ending
     from vfmadapt.frames.write_nifti import write_nifti
 
@@ -53,17 +59,17 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     if ending(output) not in (".nii", ".nii.gz"):
         raise UserError(f"output={output}: the labels of a volume or video are written as .nii or .nii.gz")
     start = time.perf_counter()
-    with open_clip(source) as clip:
+    with open_input(cfg) as clip:
         model = load(cfg.adapter_file).to(choose_device(cfg.device)).eval()
         if len(model.spec.bands) != 1 or not model.spec.classes:
             raise UserError(
                 f"{cfg.adapter_file} wants {', '.join(model.spec.bands)}; volumes need a model of task=medseg"
             )
-        with _on_disk((len(clip), *clip.info.size)) as labels:
-            _label(model, clip, labels, scale=_scale(cfg, clip), side=cfg.tile)
-            write_nifti(output, labels, clip.info)
-            preview = _preview(model, clip, labels, output, _scale(cfg, clip)) if cfg.preview else None
-            counts = _counts(labels, len(model.spec.classes))
+        labels = FrameFile.zeros((len(clip), *clip.info.size), np.uint8)
+        _label(model, clip, labels, scale=_scale(cfg, clip), side=cfg.tile)
+        write_nifti(output, labels, clip.info)
+        preview = _preview(model, clip, labels, output, _scale(cfg, clip)) if cfg.preview else None
+        counts = _counts(labels, len(model.spec.classes))
         info = clip.info
     names = [c.name for c in model.spec.classes]
     return _told(
@@ -79,7 +85,7 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     )
 
 
-def _label(model: "AdaptedModel", clip: "Clip", labels: NDArray[np.uint8], *, scale: Scale, side: int) -> None:
+def _label(model: "AdaptedModel", clip: "Clip", labels: "FrameFile", *, scale: Scale, side: int) -> None:
     """Fill labels (T, H, W); of the scores only those of one frame are there at a time."""
     import torch
     from tqdm import tqdm
@@ -111,14 +117,7 @@ def _shown(frame: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
     return np.asarray(np.clip(grey, 0, 1), dtype=np.float32)
 
 
-@contextmanager
-def _on_disk(shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
-    """Labels of zeros in a temporary file that vanishes afterwards."""
-    with TemporaryFile() as file:
-        yield np.memmap(file, np.uint8, "w+", shape=shape)
-
-
-def _preview(model: "AdaptedModel", clip: "Clip", labels: NDArray[np.uint8], output: Path, scale: Scale) -> Path:
+def _preview(model: "AdaptedModel", clip: "Clip", labels: "LabelFrames", output: Path, scale: Scale) -> Path:
     """The frame that holds most of the structures, as radiologists look at it, with and without them."""
     from vfmadapt.files import atomic_path
     from vfmadapt.raster.preview import overlay, panel, quicklook
@@ -137,9 +136,9 @@ def _preview(model: "AdaptedModel", clip: "Clip", labels: NDArray[np.uint8], out
     return path
 
 
-def _counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+def _counts(labels: "LabelFrames", classes: int) -> NDArray[np.int64]:
     """Voxels of each class, frame by frame."""
-    return np.stack([np.bincount(frame.ravel(), minlength=classes) for frame in labels]).sum(0)
+    return np.sum([np.bincount(frame.ravel(), minlength=classes) for frame in labels], axis=0)
 
 
 def _millilitres(names: list[str], counts: NDArray[np.int64], info: "ClipInfo") -> dict[str, float] | None:

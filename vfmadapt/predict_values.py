@@ -1,6 +1,7 @@
 """Values of images, videos and rasters beside the GeoTIFF: other formats, and the frames of a video."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vfmadapt.contracts import DataSpec
     from vfmadapt.frames import Clip
+    from vfmadapt.frames.frame_file import FrameFile
     from vfmadapt.model import AdaptedModel
     from vfmadapt.raster.colours import Span
 
@@ -94,7 +96,8 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
     """
     from vfmadapt.checkpoint import load
     from vfmadapt.device import choose_device
-    from vfmadapt.frames import open_clip
+    from vfmadapt.frames.frame_file import FrameFile
+    from vfmadapt.predict_clip import open_input
 
     if given := [key for key in _RASTER_KEYS if cfg[key] is not None]:
         raise UserError(f"{given[0]}= is for rasters; leave it out for a video such as {cfg.input}")
@@ -107,17 +110,17 @@ def predict_value_clip(cfg: "DictConfig", spec: "DataSpec") -> dict[str, Any]:
     if output.suffix != ".npy":
         raise UserError(f"output={output}: the values of a video are written as .npy")
     start = time.perf_counter()
-    with open_clip(source) as clip:
+    with open_input(cfg) as clip:
         model = load(cfg.adapter_file).to(choose_device(cfg.device)).eval()
         shape = (len(clip), *clip.info.size)
-        with atomic_path(output) as temporary:
-            values = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+        with atomic_path(output) as temporary, temporary.open("wb+") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + 4 * math.prod(shape))
+            values = FrameFile(file, shape, "<f4", file.tell())
             side = cfg.tile if spec.relative else max(cfg.tile, *clip.info.size)
             for index, found in _frames(model, clip, side=side):
                 values[index] = found
-            values.flush()
             preview = _video(clip, values, spec, output) if cfg.preview else None
-            del values
         info = clip.info
     log.info("values: %s", output)
     return {
@@ -150,14 +153,14 @@ def _banded(frame: NDArray[np.float32], black: float, white: float, bands: int) 
     return np.ascontiguousarray(shown, dtype=np.float32)
 
 
-def _video(clip: "Clip", values: NDArray[np.float32], spec: "DataSpec", output: Path) -> Path:
+def _video(clip: "Clip", values: "FrameFile", spec: "DataSpec", output: Path) -> Path:
     """An H.264 video of the frames beside their values, in one scale of colours."""
     import av
 
     from vfmadapt.raster.colours import span_of
 
     path = output.with_name(f"{output.stem}_preview.mp4")
-    span = span_of(values[:: max(1, len(values) // _MEASURED)])
+    span = span_of(np.stack([values[i] for i in range(0, len(values), max(1, len(values) // _MEASURED))]))
     rate = Fraction(1 / (clip.info.seconds_per_frame or 0.1)).limit_denominator(1000)
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream: Any = None

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vfmadapt.frames import Clip
+    from vfmadapt.frames.clip import Window
     from vfmadapt.tracking.asking import Asked
     from vfmadapt.tracking.model import TrackingModel
     from vfmadapt.tracking.tracked import Tracked
     from vfmadapt.tracking.tracker import StepResult
 
 log = logging.getLogger(__name__)
+
+_BYTE = (0.0, 255.0)  # the window of files of 8 bits
 
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
@@ -38,6 +41,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         from vfmadapt.track_evaluation import evaluate
 
         return evaluate(cfg)
+    if cfg.data is not None:
+        raise UserError("data= says what is measured: write evaluate=test beside it, or input=FILE in its place")
     for key, example in (("input", "scan.nii.gz"), ("prompt", "'[{frame: 4, box: [10,20,60,80]}]'")):
         if not cfg[key]:
             raise UserError(f"{key}= is missing; write for instance {key}={example}, or evaluate=FOLDER")
@@ -49,7 +54,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         from vfmadapt.tracking.tracked import collect
         from vfmadapt.tracking.tracker import track
 
-        asked = read_prompts(plain(cfg)["prompt"])
+        show(clip, *windows(cfg))
+        asked = read_prompts(plain(cfg)["prompt"], clip.info, plain(cfg)["reader"])
         _check(cfg, clip, asked, outputs)
         model = tracking_model(cfg)
         began = time.perf_counter()
@@ -91,6 +97,36 @@ def tracking_model(cfg: "DictConfig") -> "TrackingModel":
         spec = DataSpec(name="frozen", bands=(), classes=(), mean=(), std=())
         model = build_tracker({"backbone": cfg.backbone, "adapter": entry("adapter", "frozen")}, spec)
     return model.to(choose_device(cfg.device)).eval()
+
+
+def windows(cfg: "DictConfig") -> "tuple[Window | None, Window | None]":
+    """The values that `cfg.window` shows black and white, and those of the data that `cfg.adapter_file` learnt from.
+
+    Raises:
+        UserError: not two numbers that differ.
+    """
+    from vfmadapt.checkpoint import read_header
+
+    given, header = plain(cfg)["window"], read_header(cfg.adapter_file) if cfg.adapter_file else {}
+    if given is not None and (len(given) != 2 or given[0] == given[1]):
+        raise UserError(f"window={given}: give the values that are black and white, for instance [-160,240]")
+    trained = ((header.get("training") or {}).get("data") or {}).get("window")
+    return given and (float(given[0]), float(given[1])), trained and (float(trained[0]), float(trained[1]))
+
+
+def show(clip: "Clip", given: "Window | None", trained: "Window | None") -> None:
+    """Show a clip by the window given, else by that of the training data, else by its own.
+
+    That of the training data does not count for 8 bits which cannot hold it: there the values are of another unit.
+    """
+    if given is None and trained is not None and clip.info.window == _BYTE and not _within(trained, _BYTE):
+        log.info("%s: 0 black and 255 white; it has no values from %g to %g", clip.info.path, *trained)
+    elif window := given or trained:
+        clip.show(window)
+
+
+def _within(inner: "Window", outer: "Window") -> bool:
+    return min(outer) <= min(inner) and max(inner) <= max(outer)
 
 
 def progress(steps: "Iterable[tuple[int, StepResult]]", clip: "Clip") -> "Iterable[tuple[int, StepResult]]":

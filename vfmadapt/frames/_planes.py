@@ -141,7 +141,7 @@ def _chosen(stacks: list[list[Plane]], path: Path, at: int | None, time: int | N
     if (at is None) == (time is None):
         raise UserError(
             f"{path} has {len(stacks)} slices at {moments} moments; give slice=0..{len(stacks) - 1} to follow a slice "
-            f"through time, or time=0..{moments - 1} for the volume of a moment"
+            f"through time, or time=0..{moments - 1} for the volume of a moment; tools take reader={{slice: 0}}"
         )
     name, chosen, count = ("time", time, moments) if at is None else ("slice", at, len(stacks))
     if chosen is None or not 0 <= chosen < count:

@@ -5,7 +5,7 @@ T frames, C channels, H W pixels. Frames of a volume are its slices, in the orde
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,10 +16,14 @@ from vfmadapt.errors import UserError
 log = logging.getLogger(__name__)
 
 Frame = NDArray[np.float32]
+Window = tuple[float, float]
+"""The values that are shown black and white."""
 Affine = tuple[tuple[float, float, float, float], ...]
 
 _SHOWN = 8  # frames whose values tell the range of the whole clip where the file does not
 _TAILS = (0.5, 99.5)  # per cent: a few bright voxels (implants, markers) must not darken the rest
+_AIR = (-1100.0, -800.0)  # Hounsfield units of what a CT begins with; below lies only what scanners pad corners with
+_SOFT_TISSUE = (-160.0, 240.0)  # Hounsfield units: level 40, width 400, as MedSAM2's CT data are shown
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,10 @@ class ClipInfo:
     frame to frame (None in time), row to row and column to column; None where unknown. `window`: the values that are
     shown black and white, None where the file does not say. `affine`: rows of the 4 x 4 matrix from (column, row,
     frame, 1) to millimetres in NIfTI's RAS+ axes; in time its third column is of no meaning. `dims` is 4 where the file
-    holds (column, row, slice, time). `slots`: places of the frames on an even grid along the volume's axis, where
-    slices are missing between them. `sources`: the DICOM files in frame order; where one holds all frames,
-    `source_frames` says which of its frames each is.
+    holds (column, row, slice, time). `assumed`: the affine is a convention, the file itself does not say where it lies.
+    `slots`: places of the frames on an even grid along the volume's axis, where slices are missing between them.
+    `sources`: the DICOM files in frame order; where one holds all frames, `source_frames` says which of its frames each
+    is.
     """
 
     path: str
@@ -43,9 +48,10 @@ class ClipInfo:
     channels: int
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
     seconds_per_frame: float | None = None
-    window: tuple[float, float] | None = None
+    window: Window | None = None
     affine: Affine | None = None
     dims: int = 3
+    assumed: bool = False
     slots: tuple[int, ...] | None = None
     sources: tuple[str, ...] = ()
     source_frames: tuple[int, ...] | None = None
@@ -125,13 +131,24 @@ class Clip:
         for index in range(start, end, step):
             yield index, self.frame(index)
 
-    def window(self) -> tuple[float, float]:
-        """The values to be shown black and white: the file's, else from the frames, leaving 0.5 % out at either end."""
+    def window(self) -> Window:
+        """The values to be shown black and white: those of `show` or of the file, else from some frames.
+
+        Where the least are those of air in CT, soft tissue is shown, -160 to 240 Hounsfield units: from air to bone is
+        so far that no organ would stand out. Else 0.5 % are left out at either end.
+        """
         if self.info.window is not None:
             return self.info.window
         indices = np.unique(np.linspace(0, self.info.frames - 1, _SHOWN).astype(int))
-        low, high = np.percentile(np.stack([self.frame(int(i)) for i in indices]), _TAILS)
+        values = np.stack([self.frame(int(i)) for i in indices])
+        if _is_ct(values):
+            return _SOFT_TISSUE
+        low, high = np.percentile(values, _TAILS)
         return float(low), float(max(high, low + 1e-6))
+
+    def show(self, window: Window) -> None:
+        """Make these the values that are shown black and white, whatever the file says."""
+        self.info = replace(self.info, window=window)
 
     def _read(self, index: int) -> NDArray[np.generic]:
         """Frame `index` as stored, (C, H, W)."""
@@ -144,6 +161,13 @@ class Clip:
         log.warning("%s: frame %d holds values that are not finite; taken as its least value", self.info.path, index)
         least = values[known].min() if known.any() else np.float32(0)
         return np.where(known, values, least)
+
+
+def _is_ct(values: NDArray[np.float32]) -> bool:
+    """Whether values are Hounsfield units, as their least tell: those of air, but for padding beyond the scanned."""
+    least = values.min()
+    inside = values[values > least] if least < _AIR[0] else values
+    return inside.size > 0 and bool(_AIR[0] <= np.percentile(inside, _TAILS[0]) <= _AIR[1])
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -73,7 +73,8 @@ def _series(path: Path, wanted: int | str | None) -> list[tuple[Path, Any]]:
     if wanted is None and len(groups) == 1:
         return next(iter(groups.values()))
     told = ", ".join(f"{n or uid} ({len(groups[uid])} files)" for n, uid in numbers.items())
-    raise UserError(f"{path} holds the series {told}; choose one with series=")
+    first = next(iter(numbers)) or next(iter(groups))
+    raise UserError(f"{path} holds the series {told}; choose one with series=; tools take reader={{series: {first}}}")
 
 
 def _header(file: Path, *, alone: bool) -> Any:

@@ -24,6 +24,7 @@ class FolderClip(Clip):
         path: the folder; other files in it are left aside.
         kind: whether they follow one another in time or are the slices of a volume.
         spacing: millimetres of a pixel's side, which images do not tell.
+        step: millimetres from slice to slice of a volume.
         labels: they are label maps: the numbers of a palette, not its colours.
     """
 
@@ -33,6 +34,7 @@ class FolderClip(Clip):
         *,
         kind: Literal["video", "volume"] = "video",
         spacing: float | None = None,
+        step: float | None = None,
         labels: bool = False,
     ) -> None:
         self._files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=_by_number)
@@ -46,7 +48,7 @@ class FolderClip(Clip):
                 f"{path}: {other.name} has {height} x {width} pixels, {first.name} {first_height} x {first_width}; all "
                 "frames of a clip must be of one size"
             )
-        self.info = _info(path, _opened(first), len(self._files), kind, spacing, labels=labels)
+        self.info = _info(path, _opened(first), len(self._files), kind, spacing, step, labels=labels)
 
     def _read(self, index: int) -> NDArray[np.generic]:
         with _opened(self._files[index]) as image:
@@ -60,6 +62,7 @@ class PagesClip(Clip):
         path: the file.
         kind: whether pages follow one another in time or are the slices of a volume.
         spacing: millimetres of a pixel's side, which images do not tell.
+        step: millimetres from slice to slice of a volume.
         labels: they are label maps: the numbers of a palette, not its colours.
     """
 
@@ -69,11 +72,12 @@ class PagesClip(Clip):
         *,
         kind: Literal["video", "volume"] = "video",
         spacing: float | None = None,
+        step: float | None = None,
         labels: bool = False,
     ) -> None:
         self._image, self._path, self._labels = _opened(path), path, labels
         pages = int(getattr(self._image, "n_frames", 1))
-        self.info = _info(path, self._image, pages, kind, spacing, labels=labels)
+        self.info = _info(path, self._image, pages, kind, spacing, step, labels=labels)
 
     def close(self) -> None:
         """Close the file."""
@@ -106,9 +110,12 @@ def _info(
     frames: int,
     kind: Literal["video", "volume"],
     spacing: float | None,
+    step: float | None,
     *,
     labels: bool,
 ) -> ClipInfo:
+    if step is not None and kind == "video":
+        raise UserError(f"{path}: step={step} is from slice to slice; give kind=volume, too, or leave it out")
     milliseconds = first.info.get("duration")
     return ClipInfo(
         path=str(path),
@@ -117,7 +124,7 @@ def _info(
         height=first.height,
         width=first.width,
         channels=1 if labels or first.mode in _GREY else 3,
-        spacing=(None, spacing, spacing),
+        spacing=(step, spacing, spacing),
         seconds_per_frame=milliseconds / 1000 if milliseconds else None,
         window=None if first.mode in _DEEP else (0.0, 255.0),
     )

@@ -1,25 +1,28 @@
 """Clips with masks: which files belong together, and their label maps."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vfmadapt.errors import UserError
-from vfmadapt.frames.clip import Clip
+from vfmadapt.frames.alignment import aligned
+from vfmadapt.frames.alignment import label_map as label_map
+from vfmadapt.frames.clip import Clip, ClipInfo
 from vfmadapt.frames.images import IMAGES
 from vfmadapt.frames.npz import IMAGE_KEYS, MASK_KEYS
-from vfmadapt.frames.reading import ending, open_clip
+from vfmadapt.frames.reading import ending, has_dicom, is_dicom, open_clip, options_of
 
 # what the names of masks, and of the images that they belong to, end in: CAMUS, TrackRAD2025, nnU-Net, BraTS and others
 _MASK_ENDS = ("_mask", "_masks", "_seg", "_segmentation", "_gt", "_label", "_labels", "_annotations")
 _IMAGE_ENDS = ("_frames", "_image", "_img", "_0000")
 _MASK_FOLDERS = ("masks", "labels", "labelstr", "labelsts", "targets")
-_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".mp4", ".avi", ".mov", ".mkv", ".gif", ".tif", ".tiff")
-_MOST = 255  # structures that a label map of 8 bits tells apart
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp")  # of one frame
+_PAGES = (".tif", ".tiff", ".gif")  # of one or many
+_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".dcm", ".mp4", ".avi", ".mov", ".mkv", *_PAGES, *_PICTURES)
+_SHARED = ("kind", "time_first", "slice", "time", "spacing")  # options that say how frames lie in a file
 
 
 @dataclass(frozen=True)
@@ -31,63 +34,89 @@ class LabelledClip:
     masks: Path
 
     def open(self, **options: Any) -> tuple[Clip, Clip]:
-        """Clip, read with options of its reader, and masks; UserError where either is unreadable or they do not fit."""
-        clip, masks = open_clip(self.image, **options), open_masks(self.masks)
-        ours, theirs = clip.info, masks.info
-        if (ours.frames, *ours.size) != (theirs.frames, *theirs.size):
-            raise UserError(
-                f"{self.masks}: {theirs.frames} masks of {theirs.height} x {theirs.width} pixels for "
-                f"{ours.frames} frames of {ours.height} x {ours.width}; give a mask for each frame"
-            )
+        """Clip and masks, read with options of the clip's reader; UserError where one is unreadable or they don't fit.
+
+        Masks take those options that say how frames lie in a file, and are turned as `aligned` tells.
+        """
+        clip = open_clip(self.image, **options)
+        masks = open_masks(self.masks, clip.info, options)
+        if len(masks) != len(clip):
+            raise UserError(f"{self.masks}: one mask for the {len(clip)} frames of {self.image}; give one for each")
         return clip, masks
 
 
 def labelled_clips(folder: str | Path) -> list[LabelledClip]:
     """The clips in a folder, and in folders within, that have masks; sorted by id, the path without its ending.
 
-    That is: NPZ files with masks (`gts`, `mask`, ...) beside the frames; and `NAME.nii.gz`, or any other clip or folder
-    of images, with masks named `NAME_mask`, `NAME_gt`, `NAME_seg`, ..., in the same folder or in one called masks,
-    labels, labelsTr or targets beside it, where the bare `NAME` will do.
+    That is: NPZ files with masks (`gts`, `mask`, ...) beside the frames; and `NAME.nii.gz`, or any other clip, picture
+    or folder of images or of a DICOM series, with masks named `NAME_mask`, `NAME_gt`, `NAME_seg`, ..., in the same
+    folder or in one called masks, labels, labelsTr or targets beside it, where the bare `NAME` will do. Pictures are
+    clips of one frame; those named like a volume or video are taken for previews of it.
 
     Raises:
         UserError: no such folder, or no clip with masks in it.
     """
     top = Path(folder).expanduser()
     if not top.is_dir():
-        raise UserError(f"evaluate={folder}: no such folder; give one that holds clips and their masks")
+        raise UserError(f"{folder}: no such folder; give one that holds clips and their masks")
     entries = [e for e in sorted(top.rglob("*")) if not e.name.startswith(".")]
     found = {e: e for e in entries if ending(e) == ".npz" and _has_both(e)}
     clips = [e for e in entries if _is_clip(e)]
-    masks = {key: e for e in clips if (key := _mask_key(e))}
-    images = [e for e in clips if e not in masks.values()]
-    found |= {e: masks[key] for e in images for key in _image_keys(e) if key in masks}
+    masks: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for entry in clips:
+        if key := _mask_key(entry):
+            masks[key].append(entry)
+    for entry in (e for e in clips if _mask_key(e) is None):
+        for key in _image_keys(entry):
+            if mask := _mask_of(entry, masks.get(key, ())):
+                found[entry] = mask
+    names = {(e.parent, _stem(e)) for e in found if ending(e) not in _PICTURES}
+    found = {e: m for e, m in found.items() if ending(e) not in _PICTURES or (e.parent, _stem(e)) not in names}
     if not found:
         raise UserError(
-            f"evaluate={folder}: no clip with masks in it; allowed are NPZ with one of {', '.join(IMAGE_KEYS)} and one "
-            f"of {', '.join(MASK_KEYS)}, or files NAME.nii.gz and NAME_mask.nii.gz"
+            f"{folder}: no clip with masks in it; allowed are NPZ with one of {', '.join(IMAGE_KEYS)} and one of "
+            f"{', '.join(MASK_KEYS)}, or NAME.nii.gz (another clip, a picture, a folder) and NAME_mask.nii.gz"
         )
     return [LabelledClip(str((e.parent / _stem(e)).relative_to(top)), e, found[e]) for e in sorted(found)]
 
 
-def open_masks(path: str | Path) -> Clip:
-    """Masks as a clip of one channel: numbers of labels, also of palette images; raises UserError as `open_clip`."""
+def open_masks(path: str | Path, info: ClipInfo | None = None, options: Mapping[str, Any] | None = None) -> Clip:
+    """Masks as a clip of one channel: numbers of labels, also of palette images, of segments of a DICOM segmentation.
+
+    Args:
+        path: of the masks.
+        info: of the clip that they belong to, in whose frames they come then; see `aligned`.
+        options: of that clip's reader; masks are read with those that say how frames lie in a file.
+
+    Raises:
+        UserError: as `open_clip` and `aligned` do.
+    """
     where = Path(path).expanduser()
+    if segmentation := _segmentation(where):
+        from vfmadapt.frames.read_dicom_seg import SegmentationClip
+
+        return SegmentationClip(segmentation, info)
+    shared = {} if options is None else {name: options[name] for name in _SHARED if name in options}
+    if shared:
+        known = options_of(where)
+        shared = {name: value for name, value in shared.items() if name in known}
     if ending(where) == ".npz":
-        return open_clip(where, key=next((k for k in MASK_KEYS if k in _keys(where)), None))
+        shared["key"] = next((k for k in MASK_KEYS if k in _keys(where)), None)
     if where.is_dir() or ending(where) in (*IMAGES, ".gif"):
-        return open_clip(where, labels=True)
-    return open_clip(where)
+        shared["labels"] = True
+    masks = _opened(where, shared)
+    return masks if info is None else aligned(masks, info)
 
 
-def label_map(masks: Clip, index: int) -> NDArray[np.uint8]:
-    """Labels (H, W) of frame `index`, 0 where there is nothing; raises UserError unless they are 0..255."""
-    values = masks.frame(index)[0]
-    with np.errstate(invalid="ignore"):  # what does not fit is told below
-        labels = values.astype(np.uint8)
-    if not np.array_equal(labels, values):
-        odd = values[labels != values][0]
-        raise UserError(f"{masks.info.path}: frame {index} holds {odd:g}; labels are whole numbers from 0 to {_MOST}")
-    return labels
+def _opened(path: Path, options: dict[str, Any]) -> Clip:
+    """Masks of as many axes as their clip, or those of the one slice or moment that is taken from it."""
+    chosen = {"slice", "time"} & options.keys()
+    try:
+        return open_clip(path, **options)
+    except UserError:
+        if not chosen:
+            raise
+        return open_clip(path, **{name: value for name, value in options.items() if name not in chosen})
 
 
 def _has_both(path: Path) -> bool:
@@ -104,8 +133,23 @@ def _keys(path: Path) -> set[str]:
 
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
-        return any(f.suffix.lower() in IMAGES for f in path.iterdir())
+        return any(f.suffix.lower() in IMAGES for f in path.iterdir()) or has_dicom(path)
     return ending(path) in _ENDINGS
+
+
+def _mask_of(clip: Path, masks: Sequence[Path]) -> Path | None:
+    """The last of the masks that can be those of a clip, rather one stored like it.
+
+    A picture is the mask of a picture or of what may be one: beside volumes and videos lie previews.
+    """
+    pictures = (*_PICTURES, *_PAGES)
+    fitting = [
+        mask
+        for mask in masks
+        if (ending(mask) not in _PICTURES or ending(clip) in (*pictures, ".dcm"))
+        and (ending(clip) not in _PICTURES or ending(mask) in pictures)
+    ]
+    return max(fitting, key=lambda mask: (ending(mask) == ending(clip), mask), default=None)
 
 
 def _mask_key(path: Path) -> tuple[Path, str] | None:
@@ -125,3 +169,13 @@ def _image_keys(path: Path) -> list[tuple[Path, str]]:
 
 def _stem(path: Path) -> str:
     return path.name if path.is_dir() else path.name[: len(path.name) - len(ending(path))]
+
+
+def _segmentation(path: Path) -> Path | None:
+    """The file of a DICOM segmentation, which may be alone in its folder; None where the path is none."""
+    files = [f for f in path.iterdir() if f.is_file() and not f.name.startswith(".")] if path.is_dir() else [path]
+    if len(files) != 1 or not files[0].is_file() or not is_dicom(files[0]):
+        return None
+    from vfmadapt.frames.read_dicom_seg import is_segmentation
+
+    return files[0] if is_segmentation(files[0]) else None

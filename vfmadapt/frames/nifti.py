@@ -82,6 +82,7 @@ class NiftiClip(Clip):
             window=(0.0, 255.0) if dtype == np.uint8 else None,
             affine=as_affine(affine),
             dims=4 if along == 3 else 3,
+            assumed=not (int(image.header["qform_code"]) or int(image.header["sform_code"])),
         )
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ def _places(path: Path, shape: tuple[int, ...], fixed_slice: int | None, time: i
     if (fixed_slice is None) == (time is None):
         raise UserError(
             f"{path} has {shape[2]} slices at {shape[3]} moments; give slice=0..{shape[2] - 1} to follow a slice "
-            f"through time, or time=0..{shape[3] - 1} for the volume of a moment"
+            f"through time, or time=0..{shape[3] - 1} for the volume of a moment; tools take reader={{slice: 0}}"
         )
     name, at, count = ("time", time, shape[3]) if fixed_slice is None else ("slice", fixed_slice, shape[2])
     if at is None or not 0 <= at < count:

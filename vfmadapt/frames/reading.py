@@ -44,12 +44,16 @@ def open_clip(path: str | Path, **options: Any) -> Clip:
         UserError: nothing readable there, or an option that the reader does not have.
     """
     where = Path(path).expanduser()
-    reader = _reader(where)
-    allowed = list(signature(reader).parameters)[1:]
+    reader, allowed = _reader(where), options_of(where)
     for name in options:
         if name not in allowed:
             raise UserError(f"{where}: no option {name!r}; for files of this kind there are: {', '.join(allowed)}")
     return reader(where, **options)
+
+
+def options_of(path: Path) -> list[str]:
+    """Names of what the reader of a path takes; raises UserError where nothing readable is there."""
+    return list(signature(_reader(path)).parameters)[1:]
 
 
 def _reader(path: Path) -> Callable[..., Clip]:
@@ -73,10 +77,9 @@ def _file_reader(path: Path) -> str:
 
 
 def _folder_reader(path: Path) -> str:
-    files = [f for f in sorted(path.iterdir()) if f.is_file() and not f.name.startswith(".")]
-    if any(ending(f) in IMAGES for f in files):
+    if any(ending(f) in IMAGES for f in path.iterdir() if f.is_file() and not f.name.startswith(".")):
         return "images.FolderClip"
-    if any(is_dicom(f) for f in files):
+    if has_dicom(path):
         return _READERS[".dcm"]
     raise UserError(f"{path}: the folder holds neither images ({', '.join(IMAGES)}) nor DICOM files")
 
@@ -84,9 +87,14 @@ def _folder_reader(path: Path) -> str:
 def is_clip(path: Path) -> bool:
     """Whether a path is a volume, a video or DICOM, that is, none of what is read as a raster, too."""
     if path.is_dir():
-        return any(is_dicom(file) for file in path.iterdir() if file.is_file())
+        return has_dicom(path)
     reader = _READERS.get(ending(path))
     return path.is_file() and (is_dicom(path) if reader is None else not reader.startswith("images."))
+
+
+def has_dicom(folder: Path) -> bool:
+    """Whether a file in a folder is DICOM, whatever its name."""
+    return any(is_dicom(file) for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def ending(path: Path) -> str:

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from vfmadapt.errors import UserError
 from vfmadapt.files import atomic_path
 from vfmadapt.frames.clip import ClipInfo
+from vfmadapt.frames.frame_file import LabelFrames
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
 
 
-def write_dicom_seg(path: str | Path, labels: NDArray[np.uint8], names: Mapping[int, str], info: ClipInfo) -> Path:
+def write_dicom_seg(path: str | Path, labels: LabelFrames, names: Mapping[int, str], info: ClipInfo) -> Path:
     """Write labels (T, H, W) as a binary DICOM segmentation (highdicom) with a segment for each of `names`.
 
     Segments are numbered in the order of `names`, by label, as DICOM wants it: 1, 2, ... Their category and type are
-    SNOMED's "Tissue", because no name says which tissue.
+    SNOMED's "Tissue", because no name says which tissue. Memory holds all frames: highdicom takes them at once.
 
     Raises:
         UserError: the clip is no volume read from DICOM (highdicom wants each frame at a place of its own), or its
@@ -54,10 +55,10 @@ def check_sources(path: str | Path, info: ClipInfo) -> None:
         )
 
 
-def _numbered(labels: NDArray[np.uint8], objects: Sequence[int]) -> NDArray[np.uint8]:
+def _numbered(labels: LabelFrames, objects: Sequence[int]) -> NDArray[np.uint8]:
     numbers = np.zeros(256, dtype=np.uint8)
     numbers[objects] = range(1, len(objects) + 1)
-    return numbers[labels]
+    return np.stack([numbers[frame] for frame in labels])
 
 
 def _segmentation(images: Sequence[Any], numbered: NDArray[np.uint8], names: Sequence[str]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vfmadapt.errors import UserError
+from vfmadapt.frames import Clip, ClipInfo
 from vfmadapt.frames.labelled import label_map, open_masks
 from vfmadapt.tracking.prompts import Prompt, read_prompt
 
@@ -22,7 +23,9 @@ class Asked:
     names: Mapping[int, str]
 
 
-def read_prompts(given: str | Sequence[Any]) -> Asked:
+def read_prompts(
+    given: str | Sequence[Any], info: ClipInfo | None = None, reader: Mapping[str, Any] | None = None
+) -> Asked:
     """Prompts from a list of entries, from a YAML or JSON file of such a list, or from a file of masks.
 
     An entry is a mapping with `frame` (from 0), `object`, a label from 1 or a name (default 1), and one of `points`
@@ -31,8 +34,13 @@ def read_prompts(given: str | Sequence[Any]) -> Asked:
     unless the entry names one: then all that is not 0 belongs to it. Without `frame`, a clip of masks gives each label
     in the frame in which it is largest; an image belongs to frame 0. Paths in a file are relative to its folder.
 
+    Args:
+        given: those.
+        info: of the clip that they are for: masks are laid onto its frames, see `open_masks`.
+        reader: options that it was read with.
+
     Raises:
-        UserError: no such file, not such a list, an empty mask, and as `Prompt` does.
+        UserError: no such file, not such a list, an empty mask, masks that are not for this clip, and as `Prompt` does.
     """
     entries, folder = _entries(given)
     names = _numbered([entry.get("object", 1) for entry in entries])
@@ -41,7 +49,9 @@ def read_prompts(given: str | Sequence[Any]) -> Asked:
     for entry in entries:
         known = {**entry, "object": labels.get(entry["object"], entry["object"])} if "object" in entry else entry
         if isinstance(entry.get("mask"), str):
-            prompts += _of_masks(folder / Path(entry["mask"]).expanduser(), known)
+            masks = open_masks(folder / Path(entry["mask"]).expanduser(), info, reader)
+            with masks:
+                prompts += _of_masks(masks, known)
         else:
             prompts.append(read_prompt(known))
     return Asked(tuple(prompts), {p.object: names.get(p.object, str(p.object)) for p in prompts})
@@ -88,19 +98,18 @@ def _numbered(objects: Sequence[Any]) -> dict[int, str]:
     return dict(zip(free, names, strict=False))
 
 
-def _of_masks(path: Path, entry: Mapping[str, Any]) -> Iterator[Prompt]:
+def _of_masks(masks: Clip, entry: Mapping[str, Any]) -> Iterator[Prompt]:
     """The prompts of a mask file: one for each label, or for the object that the entry names."""
-    with open_masks(path) as masks:
-        frames = [int(entry["frame"])] if "frame" in entry and len(masks) > 1 else range(len(masks))
-        best: dict[int, tuple[int, int]] = {}  # label -> pixels, frame of the file
-        for index in frames:
-            labels = label_map(masks, index)
-            labels = np.where(labels > 0, entry["object"], 0) if "object" in entry else labels
-            for label, pixels in zip(*np.unique(labels[labels > 0], return_counts=True), strict=True):
-                best[int(label)] = max(best.get(int(label), (0, 0)), (int(pixels), index), key=lambda b: b[0])
-        if not best:
-            raise UserError(f"prompt: {path} holds no object there, only 0; give a mask with the object in it")
-        for label, (_, index) in sorted(best.items()):
-            shown = label_map(masks, index) > 0 if "object" in entry else label_map(masks, index) == label
-            at = int(entry.get("frame", index))
-            yield read_prompt({**entry, "frame": at, "object": label, "mask": shown})
+    frames = [int(entry["frame"])] if "frame" in entry and len(masks) > 1 else range(len(masks))
+    best: dict[int, tuple[int, int]] = {}  # label -> pixels, frame of the file
+    for index in frames:
+        labels = label_map(masks, index)
+        labels = np.where(labels > 0, entry["object"], 0) if "object" in entry else labels
+        for label, pixels in zip(*np.unique(labels[labels > 0], return_counts=True), strict=True):
+            best[int(label)] = max(best.get(int(label), (0, 0)), (int(pixels), index), key=lambda b: b[0])
+    if not best:
+        raise UserError(f"prompt: {masks.info.path} holds no object there, only 0; give a mask with the object in it")
+    for label, (_, index) in sorted(best.items()):
+        shown = label_map(masks, index) > 0 if "object" in entry else label_map(masks, index) == label
+        at = int(entry.get("frame", index))
+        yield read_prompt({**entry, "frame": at, "object": label, "mask": shown})

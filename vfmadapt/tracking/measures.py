@@ -120,7 +120,8 @@ def check_ventricle(name: str, names: Sequence[str], info: ClipInfo) -> None:
     if name not in names:
         raise UserError(f"ejection_fraction={name}: no such structure; prompted are: {', '.join(names)}")
     if info.kind != "video":
-        raise UserError(f"ejection_fraction={name}: {info.path} is a volume; the beat needs a video")
+        hint = "" if info.sources else "; if its frames follow one another in time, write reader={kind: video}"
+        raise UserError(f"ejection_fraction={name}: {info.path} is a volume; the beat needs a video{hint}")
 
 
 def disc_volume(mask: Mask, spacing: Sequence[float]) -> float:

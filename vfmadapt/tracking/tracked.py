@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vfmadapt.errors import UserError
 from vfmadapt.frames import ClipInfo
+from vfmadapt.frames.frame_file import FrameFile, LabelFrames
 from vfmadapt.tracking.prompts import Prompt
 from vfmadapt.tracking.tracker import StepResult
 
@@ -20,15 +20,15 @@ class Tracked:
     """Masks of O structures in T frames.
 
     `objects` are the structures' labels, in order; `prompts`: the frame in which each was first prompted. `labels`
-    uint8 (T, H, W), 0 where there is nothing, in a file that vanishes with the array. `scores` float32 and `present`
-    bool, (T, O).
+    uint8 (T, H, W), 0 where there is nothing, read from disk one frame at a time. `scores` float32 and `present` bool,
+    (T, O).
     """
 
     info: ClipInfo
     objects: tuple[int, ...]
     names: tuple[str, ...]
     prompts: tuple[int, ...]
-    labels: NDArray[np.uint8]
+    labels: LabelFrames
     scores: NDArray[np.float32]
     present: NDArray[np.bool_]
 
@@ -43,7 +43,9 @@ def collect(
     steps: Iterable[tuple[int, StepResult]],
     names: Mapping[int, str] | None = None,
 ) -> Tracked:
-    """Take the results of all frames, in any order; a pixel of several structures goes to the greatest logit.
+    """Take the results of frames in any order; a pixel of several structures goes to the greatest logit.
+
+    In frames without a result, such as those that a damaged file does not give, nothing is present.
 
     Args:
         info: of the clip.
@@ -58,8 +60,7 @@ def collect(
     if objects[-1] > _MOST:
         raise UserError(f"prompt for object {objects[-1]}: labels are whole numbers from 1 to {_MOST}")
     shape = (info.frames, len(objects))
-    with TemporaryFile() as file:  # the mapping keeps it until the array is gone
-        labels: NDArray[np.uint8] = np.memmap(file, np.uint8, "w+", shape=(info.frames, *info.size))
+    labels = FrameFile.zeros((info.frames, *info.size), np.uint8)
     scores, present = np.zeros(shape, np.float32), np.zeros(shape, bool)
     of = np.array(objects, dtype=np.uint8)
     for index, result in steps:
