@@ -124,7 +124,7 @@ def draw_walls(plates: Plates, along: list[Points]) -> None:
         piece = max(inside(line[start : start + length], ~plates.lake), key=len, default=line[:0])
         if len(piece) < 10:
             continue
-        tall = rng.uniform(4, 12) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
+        tall = rng.uniform(4, 12) * rng.choice([1, 1, 2.5]) * np.abs(1 + 0.4 * rng.normal(size=len(piece)))
         if rng.random() < 0.35:
             plates.lines("brown", bars(piece, float(rng.uniform(2.5, 5)), float(tall.mean() * 1.6), 0), 0.9)
         else:
@@ -135,10 +135,11 @@ def _rock(plates: Plates, line: Points, tall: Field) -> None:
     """A band between two uneven edges with lines along it, hatched across."""
     rng = plates.rng
     across = normals(line) * tall[:, None]
-    shares = np.linspace(1, -0.6, int(rng.integers(2, 5)))
+    high = float(tall.mean())
+    shares = np.linspace(1, -0.6, int(rng.integers(2, 5) + high // 12))
     along = [smooth(line + across * np.float32(share), 3) for share in shares]
     plates.lines("black", along, 1.0)
     upper, lower = along[0], along[-1]
-    places = range(0, min(len(upper), len(lower)), int(rng.integers(1, 3)))
+    places = range(0, min(len(upper), len(lower)), int(rng.integers(1, 3) + high // 12))
     strokes = [np.stack([upper[i], lower[i]]) + rng.normal(0, 0.5, (2, 2)) for i in places]
     plates.lines("black", [s.astype(np.float32) for s in strokes], 1.0)

@@ -16,6 +16,7 @@ import vfmadapt
 from vfmadapt import evaluate, load, load_many, train
 from vfmadapt.build import build_model, compose, names
 from vfmadapt.errors import UserError
+from vfmadapt.raster.scoring import D4Mean
 from vfmadapt.tasks.segmentation import SegmentationTask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,6 +194,20 @@ def test_evaluate_gives_what_training_gave(unbroken, stack, tmp_path):
     assert len(list((tmp_path / "previews").glob("*.png"))) == 4
 
 
+def test_evaluate_averages_over_turned_images(unbroken, stack):
+    """The mean over all eight is the same for turned images, so the counts are."""
+    file = f"adapter_file={unbroken['adapter_file']}"
+    plain, averaged = (
+        evaluate.main(config(stack, "null", file, "device=cpu", f"tta={tta}", tool="evaluate")) for tta in ("null", "d4")
+    )
+    assert averaged["iou"] != plain["iou"]
+    model = D4Mean(load(unbroken["adapter_file"])).eval()
+    image, valid = torch.rand(1, 3, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        turned = model(image.rot90(1, (2, 3)), valid.rot90(1, (1, 2)))
+        torch.testing.assert_close(turned, model(image, valid).rot90(1, (2, 3)), atol=1e-4, rtol=1e-4)
+
+
 def test_evaluate_refuses_what_does_not_fit(unbroken, stack):
     def run(*keys):
         evaluate.main(config(stack, "null", "device=cpu", *keys, tool="evaluate"))
@@ -206,6 +221,8 @@ def test_evaluate_refuses_what_does_not_fit(unbroken, stack):
         run(file, "data.bands=[x,y,z]")
     with pytest.raises(UserError, match="classes"):
         run(file, "data.classes=[a,b]")
+    with pytest.raises(UserError, match="tta=d8: allowed are d4"):
+        run(file, "tta=d8")
     with pytest.raises(UserError, match="device"):
         run(file, "device=horse")
 

@@ -27,7 +27,7 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         "images", and "previews" (paths; with `cfg.output` only).
 
     Raises:
-        UserError: no adapter file, or data whose bands or classes are not the model's.
+        UserError: no adapter file, data whose bands or classes are not the model's, an unknown `tta`.
     """
     if not cfg.adapter_file:
         raise UserError(
@@ -40,6 +40,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     source.prepare()
     model = load(cfg.adapter_file).to(choose_device(cfg.device))
     check_fit(model.spec, source.spec)
+    if cfg.tta is not None:
+        model = _averaged(model, cfg.tta)
     samples = source.split(cfg.split)
     if len(samples) == 0:
         raise UserError(f"{source.spec.name}: the {cfg.split} split holds no sample; choose another with split=")
@@ -56,6 +58,15 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         log.info("metrics and previews: %s", folder)
     return result
+
+
+def _averaged(model: "AdaptedModel", tta: str) -> Any:
+    """The model that `tta` asks for."""
+    from vfmadapt.raster.scoring import D4Mean
+
+    if tta != "d4" or model.spec.values:
+        raise UserError(f"tta={tta}: allowed are d4, for models of classes, and null")
+    return D4Mean(model)
 
 
 def _measured(cfg: "DictConfig", model: "AdaptedModel", samples: Any, data: "DataSpec") -> tuple[dict[str, Any], str]:

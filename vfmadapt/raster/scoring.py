@@ -50,7 +50,8 @@ class Scorer:
     """
 
     def __init__(self, model: Any, plan: Plan, device: torch.device) -> None:
-        self._model, self._plan, self._device = model, plan, device
+        self._model = D4Mean(model) if plan.compute["tta"] == "d4" else model
+        self._plan, self._device = plan, device
         layouts = {"true": torch.channels_last, "false": torch.contiguous_format}
         self._layout = layouts[plan.compute["channels_last"]]
         self.seconds = 0.0
@@ -141,7 +142,7 @@ class Scorer:
         try:
             image, valid = torch.from_numpy(images).to(self._device), torch.from_numpy(masks).to(self._device)
             with torch.inference_mode(), self._precision():
-                return self._averaged(image.contiguous(memory_format=self._layout), valid)
+                return self._model(image.contiguous(memory_format=self._layout), valid)
         except torch.OutOfMemoryError:
             return None
 
@@ -150,15 +151,21 @@ class Scorer:
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _averaged(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Logits; with tta=d4 the mean over the eight flips and quarter turns."""
-        if self._plan.compute["tta"] != "d4":
-            return self._model(image, valid)
+
+class D4Mean(nn.Module):
+    """A model of classes asked about the eight flips and quarter turns of each image: the mean of its logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.spec = model, model.spec
+
+    def forward(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Images (B, C, H, W) in sensor units, valid bool (B, H, W) -> logits (B, K, H, W), float32."""
         total: Tensor | None = None
         for turns in range(4):
             for flip in (False, True):
                 seen, known = (torch.rot90(t.flip(-1) if flip else t, turns, (-2, -1)) for t in (image, valid))
-                back = torch.rot90(self._model(seen, known).float(), -turns, (-2, -1))
+                back = torch.rot90(self.model(seen, known).float(), -turns, (-2, -1))
                 back = back.flip(-1) if flip else back
                 total = back if total is None else total + back
         assert total is not None
