@@ -197,9 +197,8 @@ def test_evaluate_gives_what_training_gave(unbroken, stack, tmp_path):
 def test_evaluate_averages_over_turned_images(unbroken, stack):
     """The mean over all eight is the same for turned images, so the counts are."""
     file = f"adapter_file={unbroken['adapter_file']}"
-    plain, averaged = (
-        evaluate.main(config(stack, "null", file, "device=cpu", f"tta={tta}", tool="evaluate")) for tta in ("null", "d4")
-    )
+    settings = ("null", file, "device=cpu")
+    plain, averaged = (evaluate.main(config(stack, *settings, f"tta={tta}", tool="evaluate")) for tta in ("null", "d4"))
     assert averaged["iou"] != plain["iou"]
     model = D4Mean(load(unbroken["adapter_file"])).eval()
     image, valid = torch.rand(1, 3, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
