@@ -43,6 +43,13 @@ def tiny_data(entry: str, folder: Path) -> list[str]:
         images = rng.normal(size=(16, 48, 40, 1)).astype(np.float32)
         np.savez(folder / "stack.npz", ndvi=images, cloud=(images > 0).astype(np.uint8))
         return [f"data.path={folder / 'stack.npz'}", "data.shots=2"]
+    if entry == "clip_folder":
+        rng = np.random.default_rng(0)
+        for i in range(3):
+            frames, masks = rng.integers(0, 255, (4, 32, 40), dtype=np.uint8), np.zeros((4, 32, 40), np.uint8)
+            masks[:, 8:20, 10:24] = 1
+            np.savez(folder / f"clip{i}.npz", imgs=frames, gts=masks)
+        return [f"data.root={folder}", "data.test=[clip0]", "data.shots=1", "loader.clip=2"]
     if entry == "geotiff_folder":
         from PIL import Image
 

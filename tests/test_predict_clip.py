@@ -94,3 +94,19 @@ def test_what_a_reader_does_not_take(scan: Path, adapter_file: Path) -> None:
         predict(scan, adapter_file, "reader={slices: 1}")
     with pytest.raises(UserError, match="reader=3: wanted is null or a mapping"):
         predict(scan, adapter_file, "reader=3")
+
+
+def test_a_model_of_colour_sees_the_colours_of_a_video(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    classes = ClassSpec("background", (0, 0, 0)), ClassSpec("polyp", (200, 90, 90))
+    model = build_model(TINY, DataSpec("made", ("red", "green", "blue"), classes, (0.5,) * 3, (0.3,) * 3)).eval()
+    adapter_file = vfmadapt.save(tmp_path / "a.safetensors", model)
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3)).astype(np.uint8)
+    np.savez(tmp_path / "scope.npz", imgs=frames)
+    _, image = predict(tmp_path / "scope.npz", adapter_file, "scale=0.00392156862745098", "reader={kind: video}")
+    found = np.asarray(image.dataobj).reshape(48, 32, 3).T
+    with torch.no_grad():
+        shown = torch.from_numpy(frames).movedim(-1, 1) / 255
+        wanted = model(shown, torch.ones(3, 32, 48, dtype=torch.bool)).argmax(1).numpy()
+    assert 0 < wanted.mean() < 1
+    np.testing.assert_array_equal(found, wanted)

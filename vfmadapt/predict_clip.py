@@ -35,7 +35,7 @@ def open_input(cfg: "DictConfig") -> "Clip":
 def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     """Label `cfg.input`, a volume or video, with the model in `cfg.adapter_file`; see conf/predict.yaml for the keys.
 
-    Grey values become what the model was trained on, 0 black to 1 white, by `scale` and `offset` where given, else by
+    Frames are grey, or red, green, blue where the model was trained with `data.bands=rgb`. Values become what the model was trained on, 0 black to 1 white, by `scale` and `offset` where given, else by
     the window of the training data, else by the clip's own. Only labels are kept of all frames, on disk.
 
     Returns:
@@ -46,6 +46,7 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
         UserError: a key that is for rasters, a model of other bands, a clip that cannot be read.
     """
     from vfmadapt.checkpoint import load
+    from vfmadapt.datasets._clips import RGB
     from vfmadapt.device import choose_device
     from vfmadapt.frames.frame_file import FrameFile
     from vfmadapt.frames.reading import ending
@@ -61,10 +62,12 @@ def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     start = time.perf_counter()
     with open_input(cfg) as clip:
         model = load(cfg.adapter_file).to(choose_device(cfg.device)).eval()
-        if len(model.spec.bands) != 1 or not model.spec.classes:
+        if (len(model.spec.bands) != 1 and model.spec.bands != RGB) or not model.spec.classes:
             raise UserError(
                 f"{cfg.adapter_file} wants {', '.join(model.spec.bands)}; volumes need a model of task=medseg"
             )
+        if model.spec.bands == RGB and clip.info.channels not in (1, 3):
+            raise UserError(f"{cfg.input} has {clip.info.channels} channels; {cfg.adapter_file} wants three, or grey")
         labels = FrameFile.zeros((len(clip), *clip.info.size), np.uint8)
         _label(model, clip, labels, scale=_scale(cfg, clip), side=cfg.tile)
         write_nifti(output, labels, clip.info)
@@ -94,7 +97,7 @@ def _label(model: "AdaptedModel", clip: "Clip", labels: "FrameFile", *, scale: S
 
     device = next(model.parameters()).device
     for index, frame in tqdm(clip.iterate(), total=len(clip), unit="frame", desc="predict", leave=False):
-        image = torch.from_numpy(_shown(frame, scale))[None].to(device)
+        image = torch.from_numpy(_shown(frame, scale, len(model.spec.bands)))[None].to(device)
         valid = torch.ones(image.shape[0], *image.shape[2:], dtype=torch.bool, device=device)
         with torch.inference_mode():
             labels[index] = whole_image(model, image, valid, side=side)[0].argmax(0).to(torch.uint8).cpu().numpy()
@@ -111,10 +114,10 @@ def _scale(cfg: "DictConfig", clip: "Clip") -> Scale:
     return 1 / (white - black), -black / (white - black)
 
 
-def _shown(frame: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
-    """Frame (C, H, W) -> one grey band (1, H, W), 0 black to 1 white."""
-    grey = frame.mean(0, keepdims=True) * np.float32(scale[0]) + np.float32(scale[1])
-    return np.asarray(np.clip(grey, 0, 1), dtype=np.float32)
+def _shown(frame: NDArray[np.float32], scale: Scale, bands: int) -> NDArray[np.float32]:
+    """Frame (1 or 3, H, W) -> one grey band or three colours (bands, H, W), 0 black to 1 white."""
+    wanted = frame.mean(0, keepdims=True) if bands == 1 else np.broadcast_to(frame, (bands, *frame.shape[1:]))
+    return np.asarray(np.clip(wanted * np.float32(scale[0]) + np.float32(scale[1]), 0, 1), dtype=np.float32)
 
 
 def _preview(model: "AdaptedModel", clip: "Clip", labels: "LabelFrames", output: Path, scale: Scale) -> Path:
@@ -124,7 +127,7 @@ def _preview(model: "AdaptedModel", clip: "Clip", labels: "LabelFrames", output:
 
     index = int(np.argmax([np.count_nonzero(frame) for frame in labels]))
     turned = tuple(slice(None, None, -1 if flip else 1) for flip in clip.info.upright)
-    image = _shown(clip.frame(index), scale)[(slice(None), *turned)].copy()
+    image = _shown(clip.frame(index), scale, len(model.spec.bands))[(slice(None), *turned)].copy()
     classes = model.spec.classes
     picture = quicklook(image, np.ones(image.shape[1:], dtype=bool), model.spec.bands)
     sheet = panel(
