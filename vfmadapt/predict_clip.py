@@ -35,8 +35,9 @@ def open_input(cfg: "DictConfig") -> "Clip":
 def predict_clip(cfg: "DictConfig") -> dict[str, Any]:
     """Label `cfg.input`, a volume or video, with the model in `cfg.adapter_file`; see conf/predict.yaml for the keys.
 
-    Frames are grey, or red, green, blue where the model was trained with `data.bands=rgb`. Values become what the model was trained on, 0 black to 1 white, by `scale` and `offset` where given, else by
-    the window of the training data, else by the clip's own. Only labels are kept of all frames, on disk.
+    Frames are grey, or red, green, blue where the model was trained with `data.bands=rgb`. Values become what it was
+    trained on, 0 black to 1 white, by `scale` and `offset` where given, else by the window of the training data, else
+    by the clip's own. Only labels are kept of all frames, on disk.
 
     Returns:
         "map" and "preview" (paths; None if not asked for), "millilitres" by class (None in time, or without spacing),

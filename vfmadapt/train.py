@@ -196,7 +196,7 @@ def make_trainer(cfg: "DictConfig", run: Path, callbacks: "list[Callback]") -> "
 
 
 def _callbacks(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["max", "min"]) -> list["Callback"]:
-    """A progress bar, and checkpoints of the last epoch and of that with the best val metric."""
+    """A progress bar, checkpoints of the last epoch and, with validation, of that with the best val metric."""
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     from vfmadapt.tasks.progress import ProgressBar
@@ -205,11 +205,10 @@ def _callbacks(cfg: "DictConfig", run: Path, *, monitor: str, better: Literal["m
         return [ProgressBar()]
     judged: dict[str, Any] = {"monitor": f"val/{monitor}", "mode": better}
     to: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        ProgressBar(),
-        ModelCheckpoint(**to, filename="best", **judged),
-        ModelCheckpoint(**to, filename="last", save_on_train_epoch_end=True),
-    ]
+    callbacks: list[Callback] = [ProgressBar()]
+    if cfg.trainer.get("limit_val_batches") != 0:
+        callbacks.append(ModelCheckpoint(**to, filename="best", **judged))
+    callbacks.append(ModelCheckpoint(**to, filename="last", save_on_train_epoch_end=True))
     if cfg.early_stop is not None:
         callbacks.append(EarlyStopping(patience=cfg.early_stop, **judged))
     return callbacks
