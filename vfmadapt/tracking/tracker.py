@@ -153,7 +153,7 @@ class Tracker:
             question = replace(question, asked=replace(question.asked, before=before))
         answer = self._propagation.correct(seen.encoded, seen.index, question, reverse=seen.reverse)
         coarse, scores = seen.coarse.clone(), seen.scores.clone()
-        coarse[at], scores[at] = answer.decoded.masks[0], answer.decoded.iou[0]
+        coarse[at], scores[at] = answer.decoded.masks[0].float(), answer.decoded.iou[0].float()
         self._seen = replace(seen, coarse=coarse, scores=scores)
         return self._result(self._seen)
 
@@ -186,11 +186,11 @@ class Tracker:
     def _collect(self, encoded: Encoded, answers: Sequence[Answer]) -> tuple[Tensor, Tensor]:
         """Coarse logits (O, 4h, 4w) and scores (O,) of all objects."""
         height, width = encoded.fine.shape[-2:]
-        coarse = encoded.fine.new_full((len(self.objects), height, width), ABSENT)
+        coarse = encoded.fine.new_full((len(self.objects), height, width), ABSENT, dtype=torch.float32)
         scores = coarse.new_zeros(len(self.objects))
         for answer in answers:
             at = list(answer.objects)
-            coarse[at], scores[at] = answer.decoded.masks, answer.decoded.iou
+            coarse[at], scores[at] = answer.decoded.masks.float(), answer.decoded.iou.float()
         return coarse, scores
 
     def _result(self, seen: _Seen) -> StepResult:
