@@ -102,6 +102,27 @@ def test_objects_in_a_batch_are_as_each_by_itself(model: TrackingModel, clip: Fr
         assert every.present.tolist() == [True, index >= 2, index >= 2]
 
 
+def test_follows_and_corrects_in_mixed_precision(model: TrackingModel, clip: Frames) -> None:
+    prompts = [
+        Prompt(0, 1, box=(8, 10, 40, 44)),
+        Prompt(0, 2, mask=np.pad(np.ones((20, 16), bool), ((30, 14), (12, 36)))),
+    ]
+    whole = Tracker(model, SIZE, (1, 2), window=(0, 1))
+    mixed = Tracker(model, SIZE, (1, 2), window=(0, 1))
+    for prompt in prompts:
+        whole.add(prompt)
+        mixed.add(prompt)
+    for _, frame in clip.iterate(0, 3):
+        wanted = whole.step(frame)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = mixed.step(frame)
+            corrected = mixed.add(Prompt(mixed._seen.index, 1, points=((20, 24),)))
+        assert corrected is not None
+        assert found.logits.dtype == corrected.logits.dtype == torch.float32
+        assert (found.masks == wanted.masks).float().mean() > 0.9
+        whole.add(Prompt(whole._seen.index, 1, points=((20, 24),)))
+
+
 def held(tracker: Tracker) -> int:
     """Bytes of what is remembered."""
     memories = [m for bank in tracker._propagation.banks for m in (*bank.prompted.values(), *bank.tracked.values())]
