@@ -179,6 +179,10 @@ def test_prompts_that_cannot_be_meant(volume: Path, tmp_path: Path) -> None:
         ([{"mask": str(volume), "frame": 70}], "there is no frame 70"),
         ([{"frame": 0, "object": [1], "box": [1, 2, 3, 4]}], "an object a label from 1 or a name"),
         ([{"frame": "a", "box": [1, 2, 3, 4]}], "a frame is a whole number"),
+        (
+            [{"frame": 1, "points": [[2, 3]]}, {"frame": 1, "box": [1, 2, 3, 4]}],
+            "object 1 is prompted twice in frame 1",
+        ),
         ([{"frame": 0, "boxes": [1, 2, 3, 4]}], "unknown key 'boxes'"),
         ([], "wanted is a list"),
     ):

@@ -40,7 +40,8 @@ def read_prompts(
         reader: options that it was read with.
 
     Raises:
-        UserError: no such file, not such a list, an empty mask, masks that are not for this clip, and as `Prompt` does.
+        UserError: no such file, not such a list, an empty mask, masks that are not for this clip, an object twice in
+            one frame, and as `Prompt` does.
     """
     entries, folder = _entries(given)
     names = _numbered([entry.get("object", 1) for entry in entries])
@@ -54,7 +55,16 @@ def read_prompts(
                 prompts += _of_masks(masks, known)
         else:
             prompts.append(read_prompt(known))
-    return Asked(tuple(prompts), {p.object: names.get(p.object, str(p.object)) for p in prompts})
+    called = {p.object: names.get(p.object, str(p.object)) for p in prompts}
+    asked: set[tuple[int, int]] = set()
+    for prompt in prompts:
+        if (place := (prompt.frame, prompt.object)) in asked:
+            raise UserError(
+                f"prompt: object {called[prompt.object]} is prompted twice in frame {prompt.frame}; give all "
+                "points and the box in one entry"
+            )
+        asked.add(place)
+    return Asked(tuple(prompts), called)
 
 
 def _entries(given: str | Sequence[Any]) -> tuple[list[Mapping[str, Any]], Path]:
