@@ -88,7 +88,10 @@ class SamHead(PromptHead):
         self.mask_decoder = make_mask_decoder(width, mlp_width, heads, masks)
         self.detail = Detail(spec.bands, width, self.stride) if detail else None
         self.objectwise = Objectwise(width // 8) if detail else None
-        self.trust = Trust(width // 8) if detail else None
+        self.trust = nn.Linear(1, 1) if detail else None
+        if self.trust is not None:  # at first the pixels are believed
+            nn.init.ones_(self.trust.weight)
+            nn.init.zeros_(self.trust.bias)
         if weights is not None:
             load_official(self, weights, fresh=("detail", "objectwise", "trust"))
         for part in frozen:
@@ -115,7 +118,7 @@ class SamHead(PromptHead):
         objects = len(sparse) // images
         # the decoder repeats one image's embedding for all prompts; added to the prompts' own, each object has its own
         dense = embedding.repeat_interleave(objects, 0) + dense
-        with self._detailed(detail.repeat_interleave(objects, 0), drawn) as seen:
+        with self._detailed(detail.repeat_interleave(objects, 0), drawn):
             coarse, scores = self.mask_decoder(
                 image_embeddings=embedding.new_zeros(1, width, *cells),
                 image_pe=self.prompt_encoder.pe_layer(cells)[None],
@@ -124,32 +127,32 @@ class SamHead(PromptHead):
                 multimask_output=several,
             )
         if self.trust is not None:
-            scores = scores + self.trust(coarse.detach(), seen[0].detach())
+            scores = scores + self.trust(expected_iou(coarse.detach())[..., None])[..., 0]
         coarse = coarse.unflatten(0, (images, objects))
         logits = to_image(coarse.flatten(0, 1), cells, self.stride, size).unflatten(0, (images, objects))
         return PromptedMasks(logits=logits, scores=scores.unflatten(0, (images, objects)), coarse=coarse)
 
     @contextmanager
-    def _detailed(self, detail: Tensor, drawn: Tensor | None) -> Iterator[list[Tensor]]:
+    def _detailed(self, detail: Tensor, drawn: Tensor | None) -> Iterator[None]:
         """The decoder makes masks of its upscaled embedding plus the detail (B * M, 2 width or 0, h, w).
 
-        `drawn`: the mask prompt (B * M, 1, 4h, 4w), where there is one. Yields a list that gets what masks are made of.
+        `drawn`: the mask prompt (B * M, 1, 4h, 4w), where there is one.
         """
-        objectwise, made = self.objectwise, list[Tensor]()
+        objectwise = self.objectwise
         if objectwise is None:
-            yield made
+            yield
             return
         fine = F.pixel_shuffle(detail, FINER)
         prompt = fine.new_zeros(len(fine), 1, *fine.shape[2:]) if drawn is None else (drawn / DRAWN).tanh()
 
         def add(_module: nn.Module, _inputs: Any, upscaled: Tensor) -> Tensor:
             both = upscaled + fine
-            made.append(both + objectwise(both, prompt))
-            return made[0]
+            added: Tensor = both + objectwise(both, prompt)
+            return added
 
         handle = self.mask_decoder.output_upscaling.register_forward_hook(add)
         try:
-            yield made
+            yield
         finally:
             handle.remove()
 
@@ -169,31 +172,6 @@ class SamHead(PromptHead):
             masks = seen.flatten(0, 1).unsqueeze(1)
         sparse, dense = self.prompt_encoder(points, boxes, masks)
         return sparse, dense, masks
-
-
-class Trust(nn.Module):
-    """The expected IoU of masks from what they are made of, added to SAM's own prediction.
-
-    That comes from a token of the decoder, which has not seen the detail; what lies in a mask and around it tells
-    a lake from a stretch of paper. At first the pixels are believed: see `expected_iou`.
-
-    Args:
-        width: channels of what masks are made of.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2 * width + 1, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1))
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, logits: Tensor, made_of: Tensor) -> Tensor:
-        """Masks (N, T, h, w), made of (N, width, h, w) -> (N, T)."""
-        inside, sure = logits.sigmoid().flatten(2), expected_iou(logits)[..., None]
-        features = made_of.flatten(2).mT
-        means = [part @ features / part.sum(-1, keepdim=True).clamp_min(1) for part in (inside, 1 - inside)]
-        added: Tensor = self.layers(torch.cat([*means, sure], -1))
-        return (sure + added)[..., 0]
 
 
 def expected_iou(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from vfmadapt.build import build_model, compose, data_source
 from vfmadapt.contracts import Features, MaskPrompts, PromptedMasks
 from vfmadapt.errors import UserError
 from vfmadapt.heads._sam import DRAWN, draw_prompts
-from vfmadapt.heads.sam import SamHead, Trust, expected_iou
+from vfmadapt.heads.sam import SamHead, expected_iou
 from vfmadapt.heads.sam_decoder import SamDecoderHead
 from vfmadapt.losses import mask_iou
 from vfmadapt.testing import perturb, vit_spec
@@ -299,20 +299,3 @@ def test_expected_iou_is_that_of_pixels_drawn_as_they_are_sure():
         drawn = torch.rand(300, 60, 60, generator=made) < logits.sigmoid()
         found = mask_iou(logits > 0, drawn, torch.ones(60, 60, dtype=torch.bool))
         assert expected_iou(logits) == pytest.approx(float(found.mean()), abs=0.01)
-
-
-def test_trust_begins_with_the_pixels_and_sees_what_lies_in_a_mask():
-    trust = Trust(2)
-    logits = torch.full((2, 1, 8, 8), -9.0)
-    logits[:, :, 2:6, 2:6] = 9.0
-    made_of = torch.zeros(2, 2, 8, 8)
-    made_of[0, 0, 2:6, 2:6] = 1  # something else than around it, and
-    made_of[1] = 1  # the same inside and outside
-    assert torch.equal(trust(logits, made_of), expected_iou(logits))
-    optimiser = torch.optim.Adam(trust.parameters(), lr=0.05)
-    for _ in range(60):
-        loss = (trust(logits, made_of) - torch.tensor([[0.9], [0.0]])).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert loss < 1e-3
