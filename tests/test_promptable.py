@@ -239,7 +239,7 @@ def build_like(model):
         ({"points": [[1e300, 2]]}, "points: a value is NaN or infinite"),
         ({"points": [[1 + 2j, 2]]}, "points: .*give real numbers"),
         ({"points": torch.ones(1, 2, dtype=torch.complex64)}, "points: .*give real numbers"),
-        ({"points": np.array([[1, object()]])}, "points: .*give real numbers"),
+        ({"points": np.array([[1, {}]])}, "points: .*give real numbers"),
         ({"points": np.zeros((1, 0, 2))}, r"points: the shape is \(1, 0, 2\); give at least one for each object"),
         ({"points": []}, r"points: the shape is \(0,\)"),
         ({"points": 3}, r"points: the shape is \(\)"),
