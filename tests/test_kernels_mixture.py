@@ -19,7 +19,7 @@ from vfmadapt.kernels.bottleneck_mixture import (
     bottleneck_mixture_reference,
 )
 from vfmadapt.kernels.spectral_split import spectral_split
-from vfmadapt.testing_kernels import assert_as_exact_as_torch
+from vfmadapt.testing_kernels import SLACK, assert_as_exact_as_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(bool(_triton.MISSING), reason="Triton is not installed")
@@ -68,7 +68,7 @@ def test_mixture_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_mixture_precision(dtype):
-    """At most twice the error of the direct form in the same dtype, results and gradients."""
+    """At most `SLACK` times the error of the direct form in the same dtype, results and gradients."""
 
     def run(form, dtype):
         x = grid(16, 9, 64).to(dtype).requires_grad_()
@@ -83,7 +83,7 @@ def test_mixture_precision(dtype):
         assert ours.dtype == dtype
         # a single number (the scale's gradient) may be exact by luck: a few roundings are always allowed to it
         few = 8 * torch.finfo(dtype).eps * true.abs() if true.ndim == 0 else 0
-        assert (ours - true).norm() <= max(2 * (theirs - true).norm(), few)
+        assert (ours - true).norm() <= max(SLACK * (theirs - true).norm(), few)
 
 
 def test_mixture_keeps_the_residual_under_autocast():

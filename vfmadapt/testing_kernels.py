@@ -23,10 +23,14 @@ def results(run: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype) ->
     return named | {f"gradient of argument {i}": g for i, g in zip(inputs, gradients, strict=True)}
 
 
+SLACK = 3.0
+"""Torch's own error depends on how a CPU sums: a kernel at 1.9 times that of one is at 2.2 times that of another."""
+
+
 def assert_as_exact_as_torch(
     run: Callable[..., Any], reference: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype
 ) -> None:
-    """Outputs and gradients of `run` are at most twice as far from float64's as the reference's in the same dtype.
+    """Outputs and gradients of `run` are at most `SLACK` times as far from float64's as the reference's in its dtype.
 
     Far is meant as the norm of the difference. Nothing need be closer than the float64 result rounded to the dtype.
 
@@ -44,7 +48,7 @@ def assert_as_exact_as_torch(
         assert ours[name].shape == true.shape, f"{name} is {tuple(ours[name].shape)}, not {tuple(true.shape)}"
         error, allowed = (float((x - true).norm()) for x in (ours[name], theirs[name]))
         rounding = float((true.to(dtype) - true).norm())
-        assert error <= 2 * max(allowed, rounding), f"{name}: error {error:.3g}, torch's own {allowed:.3g}"
+        assert error <= SLACK * max(allowed, rounding), f"{name}: error {error:.3g}, torch's own {allowed:.3g}"
 
 
 def compile_ahead(operation: Operation, name: str, capability: int, dtype: torch.dtype) -> dict[str, bytes]:
