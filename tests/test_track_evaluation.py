@@ -171,8 +171,7 @@ def test_ejection_fraction_of_a_beating_ventricle(tmp_path: Path, monkeypatch: p
 
 
 def test_the_packages_weights_follow_lesions_better_than_the_baselines(real_data: Path) -> None:
-    if not shipped(compose("track").backbone.name):
-        pytest.skip("the package holds no weights of sam2_mini")
+    assert shipped(compose("track").backbone.name)
     found = evaluated(f"evaluate={real_data / 'ct_lesions'}", "prompt=middle", "device=cpu")
     assert len(found["volumes"]) == 4
     assert found["dice3d"] > max(found["dice3d_copy"], found["dice3d_flow"])
