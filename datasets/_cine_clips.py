@@ -6,7 +6,6 @@ from pathlib import Path
 
 from vfmadapt.contracts import UserError
 from vfmadapt.datasets._cine_files import CineJob, write_clip
-from vfmadapt.datasets._cine_scene import VERSION
 from vfmadapt.datasets._clips import ClipData, ClipItem
 from vfmadapt.datasets._tiles import write_missing
 from vfmadapt.datasets.clip_folder import open_pair
@@ -19,6 +18,7 @@ class GeneratedClips(ClipData):
     Args:
         root: folder of the clips; each generator version and setting has its own folder below.
         name: of the data set.
+        version: of its generator.
         classes: names in the order of the labels.
         statistics: mean and standard deviation of the frames.
         known: the styles that there are.
@@ -39,6 +39,7 @@ class GeneratedClips(ClipData):
         root: str | Path,
         *,
         name: str,
+        version: int,
         classes: Sequence[str],
         statistics: tuple[float, float],
         known: Sequence[str],
@@ -50,7 +51,7 @@ class GeneratedClips(ClipData):
         seed: int,
         workers: int,
     ) -> None:
-        super().__init__(f"{name}@{VERSION}", classes, None, statistics)
+        super().__init__(f"{name}@{version}", classes, None, statistics)
         chosen = tuple(styles or known)
         tested = tuple(test_styles or chosen)
         if unknown := [style for style in (*chosen, *tested) if style not in known]:
@@ -59,7 +60,7 @@ class GeneratedClips(ClipData):
             raise UserError(
                 f"{name}: size={size} must be >= 64, frames={frames} >= 1, seed={seed} and the numbers of clips >= 0"
             )
-        folder = Path(root) / f"v{VERSION}_{'-'.join(chosen)}_to_{'-'.join(tested)}_seed{seed}_{frames}x{size}px"
+        folder = Path(root) / f"v{version}_{'-'.join(chosen)}_to_{'-'.join(tested)}_seed{seed}_{frames}x{size}px"
         self._job = CineJob(folder, seed, size, counts, frames, chosen, tested)
         self._workers = workers
 

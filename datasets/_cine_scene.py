@@ -22,6 +22,7 @@ from vfmadapt.datasets._cine_views import apical, lengthwise, short_axis
 from vfmadapt.datasets._procedural import power_noise
 
 VERSION = 2
+ORGANS_VERSION = 3
 STYLES = ("ct", "mr", "cardiac", "echo", "lesion")
 ORGAN_STYLES = ("organs_ct", "organs_mr")
 CLASS_NAMES = NAMES
@@ -60,7 +61,8 @@ class _View:
 
 def render_clip(seed: int, *, style: str, frames: int, size: int = 256) -> Cine:
     """Draw frames of size x size pixels in a style of `STYLES` or `ORGAN_STYLES`; equal arguments, equal clips."""
-    rng = np.random.default_rng([seed, (*STYLES, *ORGAN_STYLES).index(style), VERSION])
+    version = ORGANS_VERSION if style in ORGAN_STYLES else VERSION
+    rng = np.random.default_rng([seed, (*STYLES, *ORGAN_STYLES).index(style), version])
     solids = _BODIES[style](rng)
     palette, bend = _palette(style, rng), Bend.random(rng, float(rng.uniform(3, 9)))
     view = _close_up(rng, frames, size, solids, bend) if style == "lesion" else _VIEWS[style](rng, frames, size)
@@ -175,11 +177,12 @@ def _moments(breath: NDArray[np.floating], beat: NDArray[np.floating]) -> tuple[
 
 
 def _organs(rng: np.random.Generator, frames: int, size: int) -> _View:
-    """Whole bodies in slices 4 to 10 mm apart around the lesion."""
-    step, width = float(rng.uniform(4, 10)), float(rng.uniform(340, 420))
-    moments = tuple(Moment(z=step * (i - (frames - 1) * 0.5)) for i in range(frames))
-    aside = rng.normal(0, 8, 2)
-    return _View(width / size, (float(aside[0]) - width / 2, float(aside[1]) - width / 2), moments, step, None, step)
+    """Whole bodies in slices of 3 to 8 mm, evenly over 120 to 150 mm of the abdomen, wherever the first may lie."""
+    width, step = float(rng.uniform(340, 420)), float(rng.uniform(120, 150)) / frames
+    first = -step * ((frames - 1) / 2 + float(rng.uniform(-0.5, 0.5)))
+    moments = tuple(Moment(z=first + step * i) for i in range(frames))
+    aside, thick = rng.normal(0, 8, 2), min(float(rng.uniform(3, 8)), step)
+    return _View(width / size, (float(aside[0]) - width / 2, float(aside[1]) - width / 2), moments, step, None, thick)
 
 
 _VIEWS = {

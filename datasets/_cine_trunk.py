@@ -1,5 +1,6 @@
 """A trunk cut across its length: x runs to the patient's left, y to the back. Sizes in mm are those of adults."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,18 @@ def trunk(rng: np.random.Generator) -> list[Solid]:
 
 
 def abdomen(rng: np.random.Generator) -> list[Solid]:
-    """Abdomen, 180 mm of it around z = 0."""
-    return _body(rng, chest=False)
+    """Abdomen, 180 mm of it around z = 0: liver and spleen down to the kidneys, growths anywhere in it."""
+    return _body(rng, chest=False, level=(5, 35), growths=(("nodule", 75), ("nodule", 75), ("lesion", 75)))
 
 
-def _body(rng: np.random.Generator, *, chest: bool) -> list[Solid]:
+def _body(
+    rng: np.random.Generator,
+    *,
+    chest: bool,
+    level: tuple[float, float] = (-60, 10),
+    growths: tuple[tuple[str, float], ...] = (("nodule", 30), ("lesion", 0)),
+) -> list[Solid]:
+    """`level`: of the gallbladder, as z; `growths`: names, and how far from z = 0 they lie at most."""
     wide, deep = rng.uniform(145, 195), rng.uniform(95, 130)
     fat, muscle = rng.uniform(8, 38), rng.uniform(9, 16)
     shape = lobes(rng, 0.05, orders=(2, 3), twist=0.004)
@@ -30,8 +38,9 @@ def _body(rng: np.random.Generator, *, chest: bool) -> list[Solid]:
         Solid("fat", (0, 0, 0), (*inside, THROUGH), stencil="inside", texture=0.6),
     ]  # fmt: skip
     solids += _ribs(rng, (wide - fat - muscle / 2, deep - fat * 0.8 - muscle / 2))
-    solids += _chest(rng, inside) if chest else _abdomen(rng, inside)
-    return [*solids, *spine(rng, inside[1]), *_great_vessels(rng, inside[1]), *_growths(rng, inside)]
+    solids += _chest(rng, inside) if chest else _abdomen(rng, inside, level)
+    solids += [*spine(rng, inside[1]), *_great_vessels(rng, inside[1])]
+    return [*solids, *_growths(rng, inside, growths)]
 
 
 def _ribs(rng: np.random.Generator, wall: tuple[float, float]) -> list[Solid]:
@@ -63,11 +72,11 @@ def _great_vessels(rng: np.random.Generator, back: float) -> list[Solid]:
     ]  # fmt: skip
 
 
-def _abdomen(rng: np.random.Generator, inside: tuple[float, float]) -> list[Solid]:
+def _abdomen(rng: np.random.Generator, inside: tuple[float, float], level: tuple[float, float]) -> list[Solid]:
     wide, deep = inside
     breath = (0.0, 0.0, float(rng.uniform(8, 18)))  # organs slide through the planes
     kidney = deep * 0.35
-    low = rng.uniform(-60, 10)
+    low = rng.uniform(*level)
     solids = bowel(rng, (0, -deep * 0.3, 10), (wide * 0.82, deep * 0.6, 80), int(rng.integers(20, 36)), (0, 0, 0))
     solids += [
         Solid("liver", (-wide * 0.52, -deep * 0.1, low - 60), (wide * 0.5, deep * 0.8, 90), angle=0.3,
@@ -117,8 +126,8 @@ def _chest(rng: np.random.Generator, inside: tuple[float, float]) -> list[Solid]
     return solids
 
 
-def _growths(rng: np.random.Generator, inside: tuple[float, float]) -> list[Solid]:
-    """A lesion, a nodule, and lymph nodes that nobody labels; the lesion may hold a darker or brighter core."""
+def _growths(rng: np.random.Generator, inside: tuple[float, float], named: Sequence[tuple[str, float]]) -> list[Solid]:
+    """Lesions and nodules, at most so many mm from z = 0, with or without a core, and lymph nodes without a label."""
     wide, deep = inside
     solids = []
     for _ in range(int(rng.integers(2, 12))):
@@ -126,12 +135,12 @@ def _growths(rng: np.random.Generator, inside: tuple[float, float]) -> list[Soli
         radius = float(rng.uniform(3, 9))
         solids.append(Solid("node", at, (radius, radius * rng.uniform(0.5, 1), radius * rng.uniform(1, 2)),
                             angle=float(rng.uniform(0, 3)), within="inside"))  # fmt: skip
-    for name in ("nodule", "lesion"):
+    for name, far in named:
         size = float(np.exp(rng.uniform(np.log(5), np.log(32 if name == "lesion" else 14))))
         at = (
             rng.uniform(-0.65, 0.65) * wide,
             rng.uniform(-0.6, 0.35) * deep,
-            0.0 if name == "lesion" else rng.uniform(-30, 30),
+            rng.uniform(-far, far) if far else 0.0,
         )
         solids += growth(rng, at, size, LABEL[name], within="inside", breath=(0, 0, 0))
     return solids

@@ -53,6 +53,7 @@ class CineSynthetic(GeneratedClips):
         super().__init__(
             root,
             name="cine_synthetic",
+            version=VERSION,
             classes=CLASS_NAMES,
             statistics=_STATISTICS,
             known=STYLES,
