@@ -1,9 +1,10 @@
 """What scanners make of anatomy: CT in a soft-tissue window, MR magnitude, ultrasound sectors. All give 0..1."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vfmadapt.datasets._procedural import Field, blur, power_noise, smoothstep
 
@@ -23,13 +24,28 @@ _MR = {
 # amplitude of echoes
 _ECHO = {"air": 0.0, "muscle": 0.1, "lung": 0.05, "heart": 0.3, "blood": 0.006, "valve": 0.8, "sac": 0.8}
 
+# contrast agent: seconds until it comes, seconds until its peak, signal there
+_BOLUS = {
+    "right": (0, 2.5, 0.8), "lung": (2, 2.5, 0.1), "blood": (4, 3, 0.7), "vein": (9, 5, 0.4), "heart": (5, 4, 0.3),
+    "spleen": (5, 4, 0.4), "kidney": (5, 3.5, 0.45), "medulla": (8, 8, 0.4), "liver": (8, 9, 0.3),
+    "lesion": (6, 4, 0.35),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Palette:
-    """Brightness by tissue, and that of one unit of offset and texture."""
+    """Brightness by tissue, and that of one unit of offset and texture.
+
+    `gains`: by tissue what is added to it in each frame.
+    """
 
     values: Mapping[str, float]
     contrast: float
+    gains: Mapping[str, Field] = field(default_factory=dict)
+
+    def at(self, frame: int) -> Mapping[str, float]:
+        """Brightness by tissue in a frame."""
+        return {**self.values, **{k: self.values[k] + float(gain[frame]) for k, gain in self.gains.items()}}
 
 
 def ct_palette(rng: np.random.Generator) -> Palette:
@@ -56,6 +72,23 @@ def echo_palette(rng: np.random.Generator) -> Palette:
     """Amplitudes of a patient and a setting of the gain."""
     values = {k: v * float(np.exp(rng.normal(0, 0.25))) for k, v in _ECHO.items()}
     return Palette(values, 0.08)
+
+
+def bolus(palette: Palette, rng: np.random.Generator, frames: int, seconds: float) -> Palette:
+    """Signals weighted by T1, in which blood is dark until contrast agent comes: right heart, left, and then organs."""
+    values = {**palette.values, "right": 0.0}
+    for tissue in ("right", "blood", "vein"):
+        values[tissue] = float(rng.uniform(0.08, 0.2))
+    for tissue in ("kidney", "medulla", "spleen", "liver", "heart", "lesion", "fluid"):
+        values[tissue] *= 0.6
+    start, slow, dose = rng.uniform(0.1, 0.25) * frames * seconds, rng.uniform(0.8, 1.3), rng.uniform(0.8, 1.2)
+    times = np.arange(frames) * seconds - start
+    gains = {}
+    for tissue, (delay, rise, gain) in _BOLUS.items():
+        since = np.maximum(times - delay * slow, 0) / (rise * slow)
+        again = 0.4 * (1 - np.exp(-since / 3))  # what stays in the body comes round again
+        gains[tissue] = np.float32(gain * dose) * (since * np.exp(1 - since) * 0.75 + again).astype(np.float32)
+    return Palette(values, palette.contrast, gains)
 
 
 class CtSensor:
@@ -142,10 +175,39 @@ class _Shadow:
         return np.asarray(1 - now * (1 - smoothstep(np.abs(turns - at), self.wide * 0.5, self.wide * 1.5)))
 
 
+@dataclass(frozen=True)
+class Occluder:
+    """A rib or an instrument that passes through the sector: bright itself, and no sound gets behind it.
+
+    `depth`: mm from the probe; `wide`: half of it, in radians; `towards`: where it is in the first frame, in half
+    openings; `speed`: half openings per frame.
+    """
+
+    depth: float
+    wide: float
+    towards: float
+    speed: float
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, frames: int) -> "Occluder":
+        """One that comes in from a side and crosses the sector, or most of it, in the frames of a clip."""
+        depth = 4.0 if rng.random() < 0.5 else float(rng.uniform(15, 60))
+        side, travel = float(rng.choice([-1, 1])), float(rng.uniform(1.6, 2.6))
+        wide, start = float(rng.uniform(0.12, 0.3)), float(rng.uniform(0.7, 1.4))
+        return cls(depth, wide, side * start, -side * travel / max(frames - 1, 1))
+
+    def covers(self, turns: Field, opening: float, frame: int) -> Field:
+        """How much of each beam it stops."""
+        at = np.float32((self.towards + self.speed * frame) * opening)
+        return 1 - smoothstep(np.abs(turns - at), self.wide * 0.85, self.wide * 1.15)
+
+
 class EchoSensor:
     """A sector of speckle that moves with the tissue, with shadows that come and go, in decibels."""
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int], pixel: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, size: tuple[int, int], pixel: float, occluder: Occluder | None = None
+    ) -> None:
         self.rng, self.size, self.pixel = rng, size, pixel
         self.opening = float(rng.uniform(0.55, 0.75))
         self.depth = size[0] * pixel * 0.98
@@ -155,13 +217,14 @@ class EchoSensor:
         self.width = float(rng.uniform(1.2, 2.2))  # of a beam, in beams
         self.clutter = float(rng.uniform(0, 0.08))
         self.shadows = [_Shadow.random(rng) for _ in range(rng.integers(0, 4))]
+        self.occluder = occluder
         self.frame = 0
-        turns = np.linspace(-self.opening, self.opening, self.beams, dtype=np.float32)
+        self.turns = turns = np.linspace(-self.opening, self.opening, self.beams, dtype=np.float32)
         radii = np.linspace(0, self.depth, self.samples, dtype=np.float32)[:, None]
         self.polar = radii * np.sin(turns) / pixel + np.float32(size[1] / 2), radii * np.cos(turns) / np.float32(pixel)
         y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
         x = x - np.float32(size[1] / 2)
-        radius, turn = np.hypot(x, y) * np.float32(pixel), np.arctan2(x, y)
+        self.radius, self.turn = radius, turn = np.hypot(x, y) * np.float32(pixel), np.arctan2(x, y)
         self.inside = (np.abs(turn) < self.opening) & (radius < self.depth)
         self.back = np.stack([radius / self.depth * (self.samples - 1),
                               (turn / self.opening + 1) / 2 * (self.beams - 1)])  # fmt: skip
@@ -177,19 +240,30 @@ class EchoSensor:
         fresh = self.rng.standard_normal((2, *amplitude.shape), dtype=np.float32) * np.float32(0.5)
         waves = [amplitude * (part[place] + new) for part, new in zip(self.tissue, fresh, strict=True)]
         waves = [gaussian_filter1d(gaussian_filter1d(w, self.width, axis=1), 0.8, axis=0) for w in waves]
-        echo = np.hypot(*waves) * self._loss() + self._clutter(amplitude.shape)
+        echo = np.hypot(*waves) * self._loss()
+        if self.occluder is not None:
+            stopped = self.occluder.covers(self.turns, self.opening, self.frame)
+            behind = self.radii - np.float32(self.occluder.depth)
+            echo = echo * (1 - stopped * (behind > 0)) + 0.5 * stopped * np.exp(-((behind / 2) ** 2))
+        echo = echo + self._clutter(amplitude.shape)
         decibels = 20 * np.log10(echo + 1e-5) + self.gain
         shown = np.clip((decibels + self.range) / self.range + 0.1, 0, 1).astype(np.float32)
         self.frame += 1
         sector = map_coordinates(shown, self.back, order=1, mode="nearest")
         return np.asarray(sector * self.inside, dtype=np.float32)
 
+    def visible(self, frame: int) -> NDArray[np.bool_]:
+        """The pixels (H, W) of the sector that nothing hides in a frame: what is behind an occluder is not labelled."""
+        if self.occluder is None:
+            return self.inside
+        hidden = self.occluder.covers(self.turn, self.opening, frame) > 0.5
+        return self.inside & ~(hidden & (self.radius > self.occluder.depth - 2))
+
     def _loss(self) -> Field:
         """What reaches each sample of each beam: the deeper the less, little behind ribs and lung."""
-        turns = np.linspace(-self.opening, self.opening, self.beams, dtype=np.float32)
         passed = np.ones(self.beams, np.float32)
         for shadow in self.shadows:
-            passed = passed * shadow.passed(turns, self.opening, self.frame)
+            passed = passed * shadow.passed(self.turns, self.opening, self.frame)
         return np.asarray(passed * np.exp(-self.radii / np.float32(self.depth * 1.4)), dtype=np.float32)
 
     def _clutter(self, shape: tuple[int, ...]) -> Field:

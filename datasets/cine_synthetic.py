@@ -4,15 +4,19 @@ Not patients: solids of tissue that breathe and beat, or are cut slice by slice,
 "ct", slices of a trunk with a lesion and a nodule that appear and vanish; "mr", a breathing trunk cut along its length;
 "cardiac", a beating heart cut across; "echo", an apical view of one by ultrasound; "lesion", slices as in "ct", close
 to the lesion, which few of them cut.
+
+Four more are drawn only where they are named: "mr_through", as "mr", but breath also moves the body through the plane,
+so that a lesion leaves and comes back; "bolus" and "perfusion", contrast agent that arrives in a trunk and in a heart;
+"shadow", as "echo", but a rib or an instrument passes and hides what is behind it. What is not seen is not labelled.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from vfmadapt.datasets._cine_clips import GeneratedClips
-from vfmadapt.datasets._cine_scene import CLASS_NAMES, STYLES, VERSION, Cine, render_clip
+from vfmadapt.datasets._cine_scene import CLASS_NAMES, EVENT_STYLES, STYLES, VERSION, Cine, render_clip
 
-__all__ = ["CLASS_NAMES", "STYLES", "VERSION", "Cine", "CineSynthetic", "render_clip"]
+__all__ = ["CLASS_NAMES", "EVENT_STYLES", "STYLES", "VERSION", "Cine", "CineSynthetic", "render_clip"]
 
 _STATISTICS = (0.21, 0.25)  # over six clips of each style; frozen with VERSION 1
 
@@ -27,7 +31,7 @@ class CineSynthetic(GeneratedClips):
         test: number of test clips.
         frames: frames of each clip.
         size: side of a frame in pixels.
-        styles: of training and validation clips, in turn; None for all.
+        styles: of training and validation clips, in turn; None for the five of `STYLES`.
         test_styles: of test clips; None: those of training.
         seed: another seed, other clips.
         workers: processes that render; 0 takes one per core, at most 8.
@@ -56,8 +60,8 @@ class CineSynthetic(GeneratedClips):
             version=VERSION,
             classes=CLASS_NAMES,
             statistics=_STATISTICS,
-            known=STYLES,
-            styles=styles,
+            known=(*STYLES, *EVENT_STYLES),
+            styles=styles or STYLES,
             test_styles=test_styles,
             counts={"train": train, "val": val, "test": test},
             frames=frames,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from vfmadapt.contracts import ClipSource, DataSource
 from vfmadapt.datasets._anatomy import Bend, Moment, Solid, paint
-from vfmadapt.datasets._cine_scene import CLASS_NAMES, ORGAN_STYLES, STYLES, render_clip
+from vfmadapt.datasets._cine_scene import CLASS_NAMES, EVENT_STYLES, ORGAN_STYLES, STYLES, Cine, render_clip
+from vfmadapt.datasets._cine_sensors import EchoSensor, Occluder
 from vfmadapt.datasets.cine_synthetic import CineSynthetic
 from vfmadapt.datasets.organs_synthetic import CLASSES, OrgansSynthetic
 from vfmadapt.errors import UserError
@@ -23,14 +24,14 @@ def areas(labels: np.ndarray, name: str) -> list[int]:
     return [int((frame == LABEL[name]).sum()) for frame in labels]
 
 
-@pytest.mark.parametrize("style", [*STYLES, *ORGAN_STYLES])
+@pytest.mark.parametrize("style", [*STYLES, *ORGAN_STYLES, *EVENT_STYLES])
 def test_a_clip_is_a_function_of_its_seed(style: str) -> None:
     one, again, other = (render_clip(seed, style=style, frames=2, size=SIZE) for seed in (3, 3, 4))
     assert np.array_equal(one.image, again.image)
     assert np.array_equal(one.labels, again.labels)
     assert not np.array_equal(one.image, other.image)
     assert one.image.shape == one.labels.shape == (2, SIZE, SIZE)
-    assert (one.seconds is None) == (style not in ("mr", "cardiac", "echo")) == (one.spacing[0] is not None)
+    assert (one.seconds is None) == (style in ("ct", "lesion", *ORGAN_STYLES)) == (one.spacing[0] is not None)
 
 
 FROZEN = {
@@ -94,6 +95,60 @@ def test_labels_of_ultrasound_lie_inside_the_sector() -> None:
     assert outside[0, 0]
     assert outside[0, -1]
     assert not clip.labels[:, 0, :20].any()
+
+
+def comes_back(clip: Cine) -> bool:
+    """Whether a structure of some size is there, then gone, and there again."""
+    shown = [np.flatnonzero(areas(clip.labels, name)) for name in CLASS_NAMES[1:] if max(areas(clip.labels, name)) > 7]
+    return any(len(at) <= at[-1] - at[0] for at in shown)
+
+
+def change_of_grey(clip: Cine) -> float:
+    """By how much, of 255, the mean grey of a structure changes that is there all the time: the largest of these."""
+    changes = [0.0]
+    for name in CLASS_NAMES[1:]:
+        if min(areas(clip.labels, name)) > 7:
+            means = [image[labels == LABEL[name]].mean() for image, labels in zip(clip.image, clip.labels, strict=True)]
+            changes.append(max(means) - min(means))
+    return max(changes)
+
+
+@pytest.mark.parametrize(("style", "low", "high"), [("mr_through", 0.7, 1), ("shadow", 0.7, 1), ("mr", 0, 0.2)])
+def test_structures_vanish_and_come_back(style: str, low: float, high: float) -> None:
+    found = [comes_back(render_clip(seed, style=style, frames=16, size=SIZE)) for seed in range(6)]
+    assert low <= np.mean(found) <= high
+
+
+@pytest.mark.parametrize(("style", "low", "high"), [("bolus", 0.9, 1), ("perfusion", 0.9, 1), ("cardiac", 0, 0.3)])
+def test_contrast_agent_changes_the_grey_of_structures(style: str, low: float, high: float) -> None:
+    changes = [change_of_grey(render_clip(seed, style=style, frames=8, size=64)) for seed in range(8)]
+    assert low <= np.mean(np.array(changes) > 50) <= high
+
+
+def test_the_right_ventricle_brightens_before_the_left() -> None:
+    clip = render_clip(0, style="perfusion", frames=20, size=64)
+    peaks = [
+        np.argmax([image[labels == LABEL[f"{side} ventricle"]].mean()
+                   for image, labels in zip(clip.image, clip.labels, strict=True)])
+        for side in ("right", "left")
+    ]  # fmt: skip
+    assert peaks[0] < peaks[1]
+
+
+def test_what_an_occluder_hides_is_dark_and_not_visible() -> None:
+    sensor = EchoSensor(np.random.default_rng(0), (96, 96), 2.0, Occluder(40, 0.2, -1.0, 0.5))
+    plane = Bend(()).plane((96, 96), (0, 0), 2.0, 0.0)
+    for frame in range(4):
+        shown = sensor(np.full((96, 96), 0.3, np.float32), plane.x, plane.y)
+        hidden = sensor.inside & ~sensor.visible(frame)
+        assert 0.05 < hidden.sum() / sensor.inside.sum() < 0.5
+        assert not hidden[:15].any()
+        assert np.median(shown[hidden]) == 0 < np.median(shown[sensor.visible(frame)])
+
+
+def test_styles_with_events_are_drawn_only_by_name(tmp_path: Path) -> None:
+    assert "v2_ct-mr-cardiac-echo-lesion_to_ct-mr-cardiac-echo-lesion_" in CineSynthetic(tmp_path).folder.name
+    assert "v2_shadow_to_bolus_" in CineSynthetic(tmp_path, styles=["shadow"], test_styles=["bolus"]).folder.name
 
 
 def test_a_solid_is_cut_where_it_lies_and_shows_in_part_at_its_ends() -> None:
