@@ -46,6 +46,7 @@ def test_trackrad_has_time_first(tmp_path: Path) -> None:
             image.SetSpacing((1.0, 1.5, 2.0))
             name = f"{case.name}_{'frames' if kind == 'images' else 'labels'}.mha"
             sitk.WriteImage(image, str(case / kind / name), True)
+        (case / "frame-rate.json").write_text("4.0")
     (tmp_path / "A_099" / "images").mkdir(parents=True)  # not labelled
     data = TrackRad(str(tmp_path), val_fraction=0.3, test_fraction=0.3)
     splits = {name: {c.id for c in data.clips(name).items} for name in ("train", "val", "test")}
@@ -54,6 +55,26 @@ def test_trackrad_has_time_first(tmp_path: Path) -> None:
     assert torch.equal(clip["mask"], torch.from_numpy(labels.astype(np.int64)))
     assert clip["spacing"] == (None, 2.0, 1.5)
     assert clip["image"][3, 0][clip["mask"][3] == 1].min() > clip["image"][3, 0][clip["mask"][3] == 0].max()
+    opened, _ = data.clips("train").items[0].open()
+    assert opened.info.seconds_per_frame == 0.25
+
+
+def test_a_scan_of_trackrad_knows_its_frame_rate(tmp_path: Path) -> None:
+    files = [tmp_path / "B_1" / "images" / name for name in ("B_1_frames.mha", "B_1_frames2.mha")]
+    files[0].parent.mkdir(parents=True)
+    for file in files:
+        sitk.WriteImage(sitk.GetImageFromArray(square(3)), str(file))
+    video = {"kind": "video", "time_first": True}
+    assert open_clip(files[0], **video).info.seconds_per_frame is None
+    (tmp_path / "B_1" / "frame-rate.json").write_text("8")
+    (tmp_path / "B_1" / "frame-rate2.json").write_text("5")
+    assert [open_clip(file, **video).info.seconds_per_frame for file in files] == [1 / 8, 1 / 5]
+    assert open_clip(files[0], **video, seconds_per_frame=0.5).info.seconds_per_frame == 0.5
+    assert open_clip(files[0]).info.seconds_per_frame is None
+    for wrong in ("0", "-4", "[4]", "fast", "NaN"):
+        (tmp_path / "B_1" / "frame-rate.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"frame-rate\.json holds no frames per second"):
+            open_clip(files[0], **video)
 
 
 def test_camus_follows_its_own_splits(tmp_path: Path) -> None:

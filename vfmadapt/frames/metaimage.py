@@ -1,5 +1,6 @@
 """MetaImage files, the format of ITK and of TrackRAD2025."""
 
+import json
 import zlib
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -32,7 +33,8 @@ class MetaImageClip(Clip):
         path: .mha or .mhd.
         kind: whether frames are slices or follow one another in time, which the file does not say.
         time_first: the file holds (time, column, row), as those of TrackRAD2025 do.
-        seconds_per_frame: of a video, which the file does not say.
+        seconds_per_frame: of a video, which the file does not say; None: what TrackRAD2025's CASE/frame-rate.json says
+            of CASE/images/FILE, where there is one.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class MetaImageClip(Clip):
             width=size[0],
             channels=self._reader.GetNumberOfComponents(),
             spacing=(spacing[2] if kind == "volume" and len(size) == 3 else None, spacing[1], spacing[0]),
-            seconds_per_frame=seconds_per_frame,
+            seconds_per_frame=_told(path) if kind == "video" and seconds_per_frame is None else seconds_per_frame,
             window=(0.0, 255.0) if self._reader.GetPixelID() == SimpleITK.sitkUInt8 else None,
             affine=_affine(self._reader, axes) if len(size) == 3 else None,
         )
@@ -116,6 +118,20 @@ class MetaImageClip(Clip):
                 return FrameFile(_inflated(file), shape, dtype)
             with _inflated(file) if self._compressed else file as values:
                 return in_order(values, shape, dtype)
+
+
+def _told(path: Path) -> float | None:
+    """Seconds per frame, of the scan that CASE_frames2.mha names, by a file with frames per second in the case."""
+    file = path.absolute().parent.parent / f"frame-rate{path.stem.partition('_frames')[2]}.json"
+    if not file.is_file():
+        return None
+    try:
+        rate = float(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise UserError(f"{file} holds no frames per second; write one number above 0, or give seconds_per_frame=")
+    return 1 / rate
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
