@@ -176,6 +176,20 @@ def test_training_measures_volumes(run: dict[str, Any]) -> None:
     assert low <= written["mean_dice3d"] <= high
 
 
+def test_evaluation_measures_volumes_as_training_does(run: dict[str, Any], tmp_path: Path) -> None:
+    trained = json.loads((Path(run["run"]) / "metrics.json").read_text())
+    settings = [setting for setting in TINY if setting.startswith("data.")]
+    root = Path(run["run"]).parent
+    again = [f"adapter_file={run['adapter_file']}", "data=organs_synthetic", *settings, f"data_root={root}"]
+    evaluate.main(compose("evaluate", [*again, f"output={tmp_path}"]))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    volumes, measured = (
+        ("volumes", "confidence"),
+        ("iou", "dice3d", "mean_dice3d", "hd95_mm", "mean_hd95_mm", "hd95_px"),
+    )
+    assert {key: found[key] for key in (*volumes, *measured)} == {key: trained[key] for key in (*volumes, *measured)}
+
+
 def blob(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A mask with a block of ones at a place that the seed draws."""
     mask = np.zeros(shape, np.uint8)

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MEDSEG = "vfmadapt.tasks.medseg.MedsegTask"  # as adapter files have it
+
 
 def main(cfg: "DictConfig") -> dict[str, Any]:
     """Measure the model in `cfg.adapter_file` on a split of `cfg.data`; keys: conf/evaluate.yaml.
 
     Returns:
-        What `SegmentationMetrics.compute` gives, or for values what `vfmadapt.evaluate_values.measure_values` does,
-        "images", and "previews" (paths; with `cfg.output` only).
+        What `SegmentationMetrics.compute` gives, for models of task=medseg what `VolumeMetrics` does, with its details,
+        for values what `vfmadapt.evaluate_values.measure_values` does; "images", and "previews" (paths; with
+        `cfg.output` only).
 
     Raises:
         UserError: no adapter file, data whose bands or classes are not the model's, an unknown `tta`.
@@ -45,7 +48,8 @@ def main(cfg: "DictConfig") -> dict[str, Any]:
     samples = source.split(cfg.split)
     if len(samples) == 0:
         raise UserError(f"{source.spec.name}: the {cfg.split} split holds no sample; choose another with split=")
-    result, table = _measured(cfg, model, samples, source.spec)
+    task = ((header["training"] or {}).get("task") or {}).get("_target_")
+    result, table = _measured(cfg, model, samples, source.spec, volumes=task == _MEDSEG)
     log.info("%s, %s split, %d images:\n%s", source.spec.name, cfg.split, len(samples), table)
     result["images"] = len(samples)
     result["previews"] = []
@@ -69,17 +73,20 @@ def _averaged(model: "AdaptedModel", tta: str) -> Any:
     return D4Mean(model)
 
 
-def _measured(cfg: "DictConfig", model: "AdaptedModel", samples: Any, data: "DataSpec") -> tuple[dict[str, Any], str]:
+def _measured(
+    cfg: "DictConfig", model: "AdaptedModel", samples: Any, data: "DataSpec", *, volumes: bool
+) -> tuple[dict[str, Any], str]:
     """The metrics, and the same as text."""
     from vfmadapt.depth_metrics import as_table as values_table
     from vfmadapt.evaluate_values import measure_values
     from vfmadapt.metrics import as_table
+    from vfmadapt.volume_metrics import volume_table
 
     if model.spec.values:
         result = measure_values(model, samples, data.values, align=cfg.align, side=cfg.window)
         return result, values_table(result)
-    result = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance)
-    return result, as_table(result)
+    result = measure(model, samples, side=cfg.window, tolerance=cfg.boundary_tolerance, volumes=volumes)
+    return result, f"{as_table(result)}\n{volume_table(result)}" if volumes else as_table(result)
 
 
 def _draw(
@@ -103,24 +110,35 @@ def as_trained(cfg: "DictConfig", data: Mapping[str, Any] | None) -> "DictConfig
     return cfg
 
 
-def measure(model: "AdaptedModel", samples: "Samples", *, side: int = 512, tolerance: float = 2.0) -> dict[str, Any]:
-    """Metrics of a model over samples of any sizes; larger images go by windows of `side` pixels."""
+def measure(
+    model: "AdaptedModel", samples: "Samples", *, side: int = 512, tolerance: float = 2.0, volumes: bool = False
+) -> dict[str, Any]:
+    """Metrics of a model over samples of any sizes; larger images go by windows of `side` pixels.
+
+    `volumes`: measure also the volumes that the samples make up, which are then frames in order, see `VolumeMetrics`.
+    """
     import torch
 
     from vfmadapt.metrics import SegmentationMetrics
     from vfmadapt.tasks.windows import whole_image
+    from vfmadapt.volume_metrics import VolumeMetrics
 
     names, ignored = [c.name for c in model.spec.classes], model.spec.ignore_index
     lines = [c.name for c in model.spec.classes if c.line]
-    metrics = SegmentationMetrics(names, ignore_index=ignored, tolerance=tolerance, lines=lines)
+    kind = VolumeMetrics if volumes else SegmentationMetrics
+    metrics = kind(names, ignore_index=ignored, tolerance=tolerance, lines=lines)
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         for index in range(len(samples)):
             sample = samples[index]
             logits = whole_image(model, sample["image"][None].to(device), sample["valid"][None].to(device), side=side)
-            metrics.update(logits, sample["mask"][None].to(device))
-    return metrics.compute()
+            mask = sample["mask"][None].to(device)
+            if isinstance(metrics, VolumeMetrics):
+                metrics.count(logits, {"mask": mask, "id": [sample["id"]], "spacing": [sample.get("spacing")]})
+            else:
+                metrics.update(logits, mask)
+    return metrics.compute() | (metrics.details() if isinstance(metrics, VolumeMetrics) else {})
 
 
 def check_fit(model: "DataSpec", data: "DataSpec") -> None:

@@ -37,6 +37,18 @@ class VolumeMetrics(SegmentationMetrics):
         self._frames: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         self._volumes: list[dict[str, Any]] = []
 
+    def count(self, logits: Tensor, batch: Mapping[str, Any]) -> None:
+        """Count logits (B, K, H, W) of whole frames, which come clip by clip; `batch` holds "mask", "id", "spacing".
+
+        An image that is part of no clip is a volume by itself.
+        """
+        self.update(logits, batch["mask"])
+        for found, mask, name, spacing in zip(
+            logits.argmax(1), batch["mask"], batch["id"], batch["spacing"], strict=True
+        ):
+            clip = name if spacing is None else name.rpartition("/")[0]  # frames of clips have a spacing, see `Sample`
+            self.add_frame(found, mask, clip=clip or name, spacing=spacing)
+
     def add_frame(self, found: Tensor, mask: Tensor, *, clip: str, spacing: Spacing | None) -> None:
         """Add a frame (H, W) of labels found and true; the frames of a clip come one after the other, in order.
 

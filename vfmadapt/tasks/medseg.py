@@ -15,13 +15,8 @@ class MedsegTask(SegmentationTask):
     metrics: VolumeMetrics
 
     def count(self, logits: Tensor, batch: dict[str, Any]) -> None:
-        """Count whole frames, which come clip by clip; an image that is part of no clip is a volume by itself."""
-        super().count(logits, batch)
-        for found, mask, name, spacing in zip(
-            logits.argmax(1), batch["mask"], batch["id"], batch["spacing"], strict=True
-        ):
-            clip = name if spacing is None else name.rpartition("/")[0]  # frames of clips have a spacing, see `Sample`
-            self.metrics.add_frame(found, mask, clip=clip or name, spacing=spacing)
+        """Count whole frames, which come clip by clip."""
+        self.metrics.count(logits, batch)
 
     def table(self) -> str:
         """The metrics of the test split as text."""
