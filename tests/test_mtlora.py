@@ -210,3 +210,13 @@ def test_bad_input(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as caught:
         train.main(compose("train", ["task=multitask", *TINY, f"output={tmp_path}", *overrides]))
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_one_class_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfmadapt.datasets.solids_synthetic.CLASSES", CLASSES[:1])
+    overrides = ["task=multitask", *TINY, f"output={tmp_path}"]
+    with pytest.raises(UserError, match="has one class, floor: a label map needs at least two") as caught:
+        train.main(compose("train", overrides))
+    assert "\n" not in str(caught.value)
+    alone = ["adapter.tasks=[depth]", "head.tasks=[depth]"]
+    assert "abs_rel" in train.main(compose("train", [*overrides, *alone]))

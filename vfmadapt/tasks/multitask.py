@@ -16,6 +16,7 @@ from vfmadapt.losses import SegmentationLoss
 from vfmadapt.metrics import SegmentationMetrics
 from vfmadapt.model import AdaptedModel
 from vfmadapt.scene_targets import edges, normals
+from vfmadapt.tasks.segmentation import check_classes
 from vfmadapt.tasks.training import AdapterTask, Schedule
 
 EDGE_BALANCE = 0.95
@@ -48,7 +49,7 @@ class MultiTaskTask(AdapterTask):
         weights: of the tasks' losses (published: segmentation 1, depth 1, normals 10, edges 50).
 
     Raises:
-        UserError: another head, an adapter with streams for other tasks, a task without a weight.
+        UserError: another head, an adapter with streams for other tasks, a task without a weight, labels of one class.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class MultiTaskTask(AdapterTask):
         if not isinstance(model.head, MultiTaskHead):
             raise UserError("task=multitask needs head=multitask")
         self.tasks = model.head.tasks
+        if "segmentation" in self.tasks:
+            check_classes(model.spec)
         for site in (s for a in model.backbone.active for s in model.backbone.sites(a) if isinstance(s, Streams)):
             if {*site.tasks} != {*self.tasks}:
                 raise UserError(

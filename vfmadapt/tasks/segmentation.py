@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vfmadapt.contracts import Samples
+from vfmadapt.contracts import DataSpec, Samples
 from vfmadapt.errors import UserError
 from vfmadapt.losses import SegmentationLoss, class_weights
 from vfmadapt.metrics import SegmentationMetrics, as_table
@@ -57,7 +57,8 @@ class SegmentationTask(AdapterTask):
         window: int = 512,
     ) -> None:
         super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
-        _check(class_weights, [c.name for c in model.spec.classes], model.spec.name)
+        check_classes(model.spec)
+        _check(class_weights, len(model.spec.classes))
         self.window = window
         self.class_weights = class_weights
         self.ce_weight, self.dice_weight = ce_weight, dice_weight
@@ -151,14 +152,19 @@ class SegmentationTask(AdapterTask):
         )
 
 
-def _check(weights: Any, classes: Sequence[str], data: str) -> None:
-    count = len(classes)
-    if count < 2:  # a softmax over one is 1 everywhere: nothing would be learnt
-        given, thing = (f"one class, {classes[0]}", classes[0]) if classes else ("no classes", "thing")
-        raise UserError(
-            f"{data} has {given}: a label map needs at least two; name the background as one "
-            f"(data.classes=[background,{thing}])"
-        )
+def check_classes(spec: DataSpec) -> None:
+    """Raise UserError where a label map has fewer than two classes: a softmax over one is 1 everywhere."""
+    if len(spec.classes) >= 2:
+        return
+    thing = spec.classes[0].name if spec.classes else "thing"
+    given = f"one class, {thing}" if spec.classes else "no classes"
+    raise UserError(
+        f"{spec.name} has {given}: a label map needs at least two; name the background as one "
+        f"(data.classes=[background,{thing}])"
+    )
+
+
+def _check(weights: Any, count: int) -> None:
     if weights is not None and weights != "auto" and (isinstance(weights, str) or len(weights) != count):
         raise UserError(f"task.class_weights={weights}: give auto, null or a list of {count} numbers, one per class")
     if weights and weights != "auto" and min(weights) < 0:
