@@ -1,6 +1,7 @@
 """The streaming tracker: the sam2 package's masks, memory of fixed size, objects that come, go and are corrected."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,45 @@ def test_objects_in_a_batch_are_as_each_by_itself(model: TrackingModel, clip: Fr
         each = torch.cat([one.step(frame).logits for one in alone])
         torch.testing.assert_close(every.logits, each, atol=1e-4, rtol=0)
         assert every.present.tolist() == [True, index >= 2, index >= 2]
+
+
+@pytest.mark.parametrize("late", ["after its frame was seen", "before"])
+@pytest.mark.parametrize("asked", [{"box": (20.0, 12.0, 50.0, 40.0)}, {"points": ((30.0, 30.0),)}])
+def test_an_object_can_join_at_any_frame(late: str, asked: dict[str, Any], model: TrackingModel, clip: Frames) -> None:
+    first, second = Prompt(0, 1, box=(8, 10, 40, 44)), Prompt(3, 7, **asked)
+    together, declared, alone = (Tracker(model, SIZE, objects, window=(0, 1)) for objects in ((1,), (1, 7), (7,)))
+    for tracker in (together, declared):
+        tracker.add(first)
+    for tracker in (declared, alone):
+        tracker.add(second)
+    for index, frame in clip.iterate(0, 8):
+        if index == 3 and late == "before":
+            assert together.add(second) is None
+        found, wanted, own = (tracker.step(frame) for tracker in (together, declared, alone))
+        if index < 3:
+            assert len(found.logits) == 1
+            continue
+        if index == 3 and late != "before":
+            assert len(found.logits) == 1
+            joined = together.add(second)
+            assert joined is not None
+            found = joined
+        assert together.objects == (1, 7)
+        torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.logits[1], own.logits[0], atol=1e-4, rtol=0)
+        assert found.present.tolist() == [True, True]
+
+
+def test_an_object_that_joins_in_vain_leaves_the_tracker_as_it_was(model: TrackingModel, clip: Frames) -> None:
+    tracker = Tracker(model, SIZE, window=(0, 1))
+    tracker.add(Prompt(0, 1, box=(8, 10, 40, 44)))
+    tracker.step(clip.frame(0))
+    tracker.step(clip.frame(1))
+    for prompt in (Prompt(0, 2, box=(1, 1, 9, 9)), Prompt(1, 2, box=(1, 1, 99, 9))):
+        with pytest.raises(UserError):
+            tracker.add(prompt)
+    assert tracker.objects == (1,)
+    assert len(tracker.step(clip.frame(2)).logits) == 1
 
 
 def test_follows_and_corrects_in_mixed_precision(model: TrackingModel, clip: Frames) -> None:
@@ -249,8 +289,6 @@ def test_what_a_tracker_refuses(model: TrackingModel, clip: Frames) -> None:
     with pytest.raises(UserError, match="nothing to follow"):
         next(track(model, clip, []))
     tracker = Tracker(model, SIZE)
-    with pytest.raises(UserError, match="follows 1"):
-        tracker.add(Prompt(0, 2, box=(1, 1, 9, 9)))
     with pytest.raises(UserError, match="one size"):
         tracker.step(np.zeros((1, 64, 60)))
     tracker.step(clip.frame(0))

@@ -49,10 +49,18 @@ class Propagation:
         anchor: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        limits = limits or Limits()
+        self.limits = limits = limits or Limits()
         self.model, self.anchor = model, anchor
         self.banks = [Bank(limits) for _ in range(objects)]
         self._longest = max(limits.pointers if frames is None else min(frames - 1, limits.pointers), 1)
+
+    def add_object(self) -> None:
+        """One more object, of which nothing is known; it counts after the others."""
+        self.banks.append(Bank(self.limits))
+
+    def knows(self, at: int, index: int) -> bool:
+        """Whether an object was prompted or tracked in frame `index`."""
+        return index in self.banks[at].prompted or index in self.banks[at].tracked
 
     def step(self, frame: Encoded, index: int, questions: Sequence[Question], *, reverse: bool = False) -> list[Answer]:
         """Answers for frame `index` (B = 1): of the objects asked about, and of all others that are known."""

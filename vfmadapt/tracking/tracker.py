@@ -62,7 +62,7 @@ class Tracker:
     Args:
         model: SAM2's video model.
         size: (H, W) of the frames.
-        objects: labels of the structures, in the order of results.
+        objects: labels of the structures, in the order of results; those of later prompts follow them.
         window: values shown black and white; None: from the first frame, leaving out 0.5 % at either end.
         focus: look at a square so many times as wide as the prompts given before the first frame, see
             `regions.focused`; what is outside counts as absent. None: look at whole frames.
@@ -98,21 +98,19 @@ class Tracker:
         """Take a prompt for a frame to come, or correct the frame seen last: then the result is its new one.
 
         A later prompt for the same object and frame stands in for the earlier; in the frame seen last it refines the
-        mask that was found.
+        mask that was found. A new object joins the others, and has no memory before its first prompt.
 
         Raises:
-            UserError: an unknown object, a place outside the frame, or outside the region once that is fixed, a frame
-                that has passed.
+            UserError: a place outside the frame, or outside the region once that is fixed, a frame that has passed.
         """
-        if prompt.object not in self.objects:
-            known = ", ".join(map(str, self.objects))
-            raise UserError(f"prompt for object {prompt.object}: this tracker follows {known}")
         prompt.check(self.size, self.frames)
         if self._region is not None:
             self._region.crop(prompt)
         seen = self._seen
         if seen is not None and (prompt.frame > seen.index if seen.reverse else prompt.frame < seen.index):
             raise UserError(f"prompt for frame {prompt.frame}: it has passed, the tracker is at {seen.index}")
+        if prompt.object not in self.objects:
+            seen = self._join(prompt.object)
         if seen is None or prompt.frame != seen.index:
             self._waiting[prompt.frame][prompt.object] = prompt
             return None
@@ -144,11 +142,23 @@ class Tracker:
         """Remember the prompts of a frame ahead of time, so that the frames before it can make use of them."""
         self._propagation.ask(self._encode(frame), index, self._questions(index))
 
+    def _join(self, label: int) -> _Seen | None:
+        """Follow one more object, absent so far; the frame seen last, with it."""
+        self.objects = (*self.objects, label)
+        self._propagation.add_object()
+        if self._seen is not None:
+            coarse, scores = self._seen.coarse, self._seen.scores
+            absent = coarse.new_full((1, *coarse.shape[1:]), ABSENT)
+            self._seen = replace(
+                self._seen, coarse=torch.cat([coarse, absent]), scores=torch.cat([scores, scores.new_zeros(1)])
+            )
+        return self._seen
+
     @torch.no_grad()
     def _correct(self, seen: _Seen, prompt: Prompt) -> StepResult:
         at = self.objects.index(prompt.object)
         question = self._question([prompt])
-        if question.asked.masks is None:
+        if question.asked.masks is None and self._propagation.knows(at, seen.index):
             before = seen.coarse[at : at + 1].clamp(-_CLAMP, _CLAMP)
             question = replace(question, asked=replace(question.asked, before=before))
         answer = self._propagation.correct(seen.encoded, seen.index, question, reverse=seen.reverse)
