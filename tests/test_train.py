@@ -97,7 +97,13 @@ def with_dropout(cfg, spec):
 
 
 @pytest.mark.parametrize(
-    "length", [["trainer.max_epochs=4"], ["trainer.max_steps=12", "trainer.max_epochs=-1"]], ids=["epochs", "steps"]
+    "length",
+    [
+        ["trainer.max_epochs=4"],
+        ["trainer.max_steps=12", "trainer.max_epochs=-1"],
+        ["trainer.max_epochs=4", "task.optimizer=muon"],
+    ],
+    ids=["epochs", "steps", "muon"],
 )
 def test_resume_continues_exactly(stack, tmp_path, monkeypatch, length):
     monkeypatch.setattr(train, "build_model", with_dropout)
@@ -160,6 +166,7 @@ def test_debug_preset_runs_one_batch(stack, tmp_path):
     ("keys", "words"),
     [
         (["resume=true"], "last.ckpt"),
+        (["task.optimizer=sgd"], "optimizer=sgd"),
         (["resume=/nowhere.ckpt"], "/nowhere.ckpt"),
         (["trainer.precision=12"], "trainer"),
         (["trainer.max_epochs=-1"], "max_steps"),

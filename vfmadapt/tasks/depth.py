@@ -11,7 +11,7 @@ from vfmadapt.depth_metrics import DepthMetrics
 from vfmadapt.errors import UserError
 from vfmadapt.model import AdaptedModel
 from vfmadapt.tasks.regression import RegressionTask
-from vfmadapt.tasks.training import Schedule
+from vfmadapt.tasks.training import Optimizer, Schedule
 
 
 class DepthTask(RegressionTask):
@@ -28,6 +28,7 @@ class DepthTask(RegressionTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         kind: "metric" or "relative".
         variance: of `silog`: 1 ignores a common factor, 0 is the plain error of logarithms.
         gradient_weight: weight of the gradient matching, on logarithms of metric depth.
@@ -53,6 +54,7 @@ class DepthTask(RegressionTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         kind: Literal["metric", "relative"] = "metric",
         variance: float = 0.85,
         gradient_weight: float = 0.5,
@@ -61,7 +63,14 @@ class DepthTask(RegressionTask):
         window: int = 512,
     ) -> None:
         super().__init__(
-            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, window=window
+            model,
+            name=name,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            schedule=schedule,
+            optimizer=optimizer,
+            window=window,
         )
         _check(model, kind, align, variance)
         self.kind, self.variance, self.gradient_weight = kind, variance, gradient_weight

@@ -17,7 +17,7 @@ from vfmadapt.metrics import SegmentationMetrics
 from vfmadapt.model import AdaptedModel
 from vfmadapt.scene_targets import edges, normals
 from vfmadapt.tasks.segmentation import check_classes
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 
 EDGE_BALANCE = 0.95
 """Weight of edge pixels in their cross-entropy, 1 minus that of the others, as published."""
@@ -46,6 +46,7 @@ class MultiTaskTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         weights: of the tasks' losses (published: segmentation 1, depth 1, normals 10, edges 50).
 
     Raises:
@@ -61,9 +62,12 @@ class MultiTaskTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         weights: Mapping[str, float],
     ) -> None:
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         if not isinstance(model.head, MultiTaskHead):
             raise UserError("task=multitask needs head=multitask")
         self.tasks = model.head.tasks

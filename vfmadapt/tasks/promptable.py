@@ -25,7 +25,7 @@ from vfmadapt.tasks.clicks import (
     random_place,
     stack_objects,
 )
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 
 
 class PromptableTask(AdapterTask):
@@ -43,6 +43,7 @@ class PromptableTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         ce_weight: weight of the cross-entropy.
         dice_weight: weight of the Dice loss.
         iou_weight: weight of the expected IoU's squared error.
@@ -67,6 +68,7 @@ class PromptableTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         ce_weight: float = 1.0,
         dice_weight: float = 1.0,
         iou_weight: float = 1.0,
@@ -78,7 +80,9 @@ class PromptableTask(AdapterTask):
     ) -> None:
         if not isinstance(model, PromptableModel):
             raise UserError("task=promptable needs a head that answers prompts: head=sam or head=sam_tiny")
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         if objects < 1 or smallest < 1 or clicks < 0 or window < 1:
             raise UserError(
                 f"task.objects={objects} task.smallest={smallest} task.clicks={clicks} task.window={window}: "

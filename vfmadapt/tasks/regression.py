@@ -11,7 +11,7 @@ from torch import Tensor
 from vfmadapt.depth_metrics import DepthMetrics, ValueMetrics, as_table
 from vfmadapt.errors import UserError
 from vfmadapt.model import AdaptedModel
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 from vfmadapt.tasks.windows import whole_image
 
 _LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
@@ -27,6 +27,7 @@ class RegressionTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         loss: "l1", "l2" or "huber", of (value - mean) / std (`ValueSpec`), averaged over the known pixels.
         window: larger images are predicted by windows of this side, in pixels.
 
@@ -48,10 +49,13 @@ class RegressionTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         loss: Literal["l1", "l2", "huber"] = "huber",
         window: int = 512,
     ) -> None:
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         check_model(model, name)
         if loss not in _LOSSES:
             raise UserError(f"task.loss={loss}: allowed are {', '.join(_LOSSES)}")

@@ -13,7 +13,7 @@ from vfmadapt.losses import SegmentationLoss, class_weights
 from vfmadapt.metrics import SegmentationMetrics, as_table
 from vfmadapt.model import AdaptedModel
 from vfmadapt.tasks.previews import write_previews
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 from vfmadapt.tasks.windows import whole_image
 
 
@@ -29,6 +29,7 @@ class SegmentationTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         ce_weight: weight of the cross-entropy.
         dice_weight: weight of the Dice loss.
         class_weights: of the cross-entropy: a number per class, "auto" (from the training masks) or None.
@@ -50,13 +51,16 @@ class SegmentationTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         ce_weight: float = 1.0,
         dice_weight: float = 1.0,
         class_weights: Sequence[float] | Literal["auto"] | None = "auto",
         boundary_tolerance: float = 2.0,
         window: int = 512,
     ) -> None:
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         check_classes(model.spec)
         _check(class_weights, len(model.spec.classes))
         self.window = window

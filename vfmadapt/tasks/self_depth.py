@@ -18,7 +18,7 @@ from vfmadapt.model import AdaptedModel
 from vfmadapt.self_depth.geometry import pose_matrix
 from vfmadapt.self_depth.networks import FOCAL, STAGES
 from vfmadapt.self_depth.objective import SCALES, Camera, Neighbours, Phase
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 
 
 class SelfDepthTask(AdapterTask):
@@ -35,6 +35,7 @@ class SelfDepthTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         intrinsics: "learned" with the rest, or as "given" by the data.
         appearance: learn optical flow and the change of light between frames, too.
         width: of the networks that see two frames (published: 64, of ResNet-18).
@@ -61,6 +62,7 @@ class SelfDepthTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         intrinsics: Literal["learned", "given"] = "learned",
         appearance: bool = True,
         width: int = 64,
@@ -69,7 +71,9 @@ class SelfDepthTask(AdapterTask):
         focal: float = FOCAL,
         motion_first: float = 0.0,
     ) -> None:
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         if model.spec.outputs != 1 or not model.spec.values:
             raise UserError(f"task=self_depth learns one depth, {model.spec.name} has none; take data=endo_synthetic")
         if not isinstance(model.head, EndoDACHead):

@@ -19,7 +19,7 @@ from vfmadapt.losses import PromptLoss
 from vfmadapt.model import AdaptedModel, normalise
 from vfmadapt.tasks.clicks import boxes_of, jitter, random_place
 from vfmadapt.tasks.clips import lost_labels
-from vfmadapt.tasks.training import AdapterTask, Schedule
+from vfmadapt.tasks.training import AdapterTask, Optimizer, Schedule
 from vfmadapt.tracking.model import Asked, Encoded, TrackingModel
 from vfmadapt.tracking.prompts import Prompt
 from vfmadapt.tracking.propagation import Answer, Propagation, Question
@@ -42,6 +42,7 @@ class TrackingTask(AdapterTask):
         weight_decay: of matrices and kernels; vectors (biases, norms, scales) are not decayed.
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
+        optimizer: "adamw" or "muon", see `AdapterTask`.
         ce_weight: weight of the cross-entropy.
         dice_weight: weight of the Dice loss.
         iou_weight: weight of the expected IoU's squared error.
@@ -66,6 +67,7 @@ class TrackingTask(AdapterTask):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         schedule: Schedule = "cosine",
+        optimizer: Optimizer = "adamw",
         ce_weight: float = 1.0,
         dice_weight: float = 1.0,
         iou_weight: float = 1.0,
@@ -77,7 +79,9 @@ class TrackingTask(AdapterTask):
     ) -> None:
         if not isinstance(model, TrackingModel):
             raise UserError("task=tracking needs SAM2's video model: backbone=sam2_mini head=null, or another size")
-        super().__init__(model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
+        super().__init__(
+            model, name=name, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, optimizer=optimizer
+        )
         if not prompts or set(prompts) - set(PROMPTS) or objects < 1:
             raise UserError(
                 f"task.prompts={list(prompts)} task.objects={objects}: prompts are one or more of "

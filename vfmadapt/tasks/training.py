@@ -15,8 +15,10 @@ from vfmadapt._state import load_state
 from vfmadapt.contracts import Samples
 from vfmadapt.errors import UserError
 from vfmadapt.model import AdaptedModel, normalise
+from vfmadapt.tasks.muon import Muon, layer_weights
 
 Schedule = Literal["cosine", "poly", "constant"]
+Optimizer = Literal["adamw", "muon"]
 
 
 def lr_factor(step: int, total: int, *, warmup: float, schedule: Schedule) -> float:
@@ -38,7 +40,7 @@ def lr_factor(step: int, total: int, *, warmup: float, schedule: Schedule) -> fl
 
 
 class AdapterTask(LightningModule):
-    """Trains what is trainable in a model, with AdamW; subclasses add the steps and what they are measured by.
+    """Trains what is trainable in a model; subclasses add the steps and what they are measured by.
 
     Checkpoints hold no frozen tensor.
 
@@ -50,6 +52,8 @@ class AdapterTask(LightningModule):
         warmup: share of all steps in which the learning rate rises.
         schedule: "cosine", "poly" or "constant".
         betas: of AdamW.
+        optimizer: "adamw", or "muon" for the weights of linear and convolution layers and AdamW for the rest (see
+            `Muon`): heads that start from nothing need a third of the steps.
     """
 
     monitor: str = "miou"
@@ -67,8 +71,11 @@ class AdapterTask(LightningModule):
         warmup: float,
         schedule: Schedule,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: Optimizer = "adamw",
     ) -> None:
         super().__init__()
+        if optimizer not in ("adamw", "muon"):
+            raise UserError(f"task.optimizer={optimizer}: adamw or muon")
         if lr <= 0 or not 0 <= warmup < 1 or schedule not in ("cosine", "poly", "constant"):
             raise UserError(
                 f"task.lr={lr} task.warmup={warmup} task.schedule={schedule}: lr is above 0, warmup a share in 0..1, "
@@ -78,6 +85,7 @@ class AdapterTask(LightningModule):
         self.model, self.name = model, name
         self.lr, self.weight_decay, self.warmup, self.betas = lr, weight_decay, warmup, betas
         self.schedule: Schedule = schedule
+        self.optimizer: Optimizer = optimizer
         self.results: dict[str, dict[str, Any]] = {}
         self._stepped = 0
 
@@ -98,15 +106,19 @@ class AdapterTask(LightningModule):
         return self.model.trainable_parameters()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over the trainable parameters, a learning rate per step."""
+        """AdamW or Muon over the trainable parameters, a learning rate per step."""
         trained = self.trained()
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        weights = layer_weights(self.model.modules()) if self.optimizer == "muon" else set()
+        others = [p for p in trained if p not in weights]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trained if p in weights], "weight_decay": self.weight_decay, "orthogonal": True},
         ]
         total = self._total_steps()
         fused = not str(self.trainer.precision).endswith("mixed")  # there Lightning refuses to clip for a fused step
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=fused)
+        make = Muon if weights else torch.optim.AdamW
+        optimizer = make([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=fused)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(step, total, warmup=self.warmup, schedule=self.schedule)
         )
