@@ -86,6 +86,7 @@ class Objectwise(nn.Module):
             for step in DILATIONS
         )
         self.last = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.to(memory_format=torch.channels_last)  # half the time on the CPU
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 

@@ -21,6 +21,7 @@ from vfmadapt.heads._sam import (
     make_prompt_encoder,
     place_in_grid,
 )
+from vfmadapt.heads._specks import without_specks
 
 STATES = 3  # blocks before the last one that coarse logits are made from, as published
 _FRESH = (
@@ -69,6 +70,8 @@ class MapSamHead(Head):
         train_neck: as published False, which needs weights.
         published: mask the attention and choose among pixels that are as likely as the release does.
         detail: let the masks see the image, too, through a small U-Net (see `Detail`): for lines of a few pixels.
+        smallest: outside training, regions of a class with fewer pixels get the next likely class (see
+            `without_specks`); 0 for none.
 
     Raises:
         UserError: sizes that do not divide one another, blocks that differ, or weights that do not fit.
@@ -87,8 +90,12 @@ class MapSamHead(Head):
         train_neck: bool = True,
         published: bool = False,
         detail: bool = False,
+        smallest: int = 0,
     ) -> None:
         super().__init__()
+        if smallest < 0:
+            raise UserError(f"head.smallest={smallest}: a number of pixels, 0 to keep every region")
+        self.smallest = smallest
         self.layers, self.published = _choose_layers(spec, layers), published
         self.stride = spec.strides[self.layers[-1]]
         self.neck = make_neck(spec.dims[self.layers[-1]], width)
@@ -105,7 +112,8 @@ class MapSamHead(Head):
 
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         """Features of `layers` -> logits (B, K, H, W)."""
-        return self.supervised(features, size)[0]
+        logits, _ = self.supervised(features, size)
+        return without_specks(logits, self.smallest) if self.smallest and not self.training else logits
 
     def supervised(self, features: Features, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Features of `layers` -> logits and coarse logits, (B, K, H, W) each."""

@@ -13,6 +13,7 @@ from vfmadapt.contracts import ClassSpec, DataSpec, Features, UserError
 from vfmadapt.heads._mapsam import attended_cells, margin, mean_where, select_points, two_way
 from vfmadapt.heads._resize import to_image
 from vfmadapt.heads._sam import make_mask_decoder
+from vfmadapt.heads._specks import without_specks
 from vfmadapt.heads.mapsam import MapSamHead
 from vfmadapt.heads.sam import SamHead
 from vfmadapt.losses import SegmentationLoss
@@ -190,6 +191,44 @@ def test_masks_see_the_image_for_detail(detail: bool) -> None:
     assert (image.grad is not None and bool(image.grad.any())) == detail
 
 
+def a_map_with_specks() -> torch.Tensor:
+    """Logits (1, 3, 12, 16) of a class 1 with a line, a speck in the middle of 0, and a corner of 2 pixels."""
+    labels = torch.zeros(12, 16, dtype=torch.int64)
+    labels[5] = 1
+    labels[2:4, 7:9] = 1
+    labels[:2, 0] = 1
+    logits = torch.nn.functional.one_hot(labels, 3).movedim(-1, 0)[None].float()
+    logits[0, 2, 2:4, 7] = 0.5  # the next likely there
+    return logits
+
+
+def test_specks_get_the_next_likely_class() -> None:
+    logits = a_map_with_specks()
+    before, after = logits.argmax(1), without_specks(logits, 5).argmax(1)
+    assert after[0, 2:4, 7].tolist() == [2, 2]
+    assert after[0, 2:4, 8].tolist() == [0, 0]
+    changed = torch.zeros(1, 12, 16, dtype=torch.bool)
+    changed[0, 2:4, 7:9] = True
+    assert torch.equal(before != after, changed)  # the line is long, and the corner may go on beyond the border
+    assert torch.equal(without_specks(logits, 4), logits)
+
+
+def test_pieces_that_touch_at_corners_are_one_region() -> None:
+    logits = a_map_with_specks()
+    logits[0, :, 4, 9] = torch.tensor([0.0, 1.0, 0.0])  # between the speck and the line
+    assert torch.equal(without_specks(logits, 5), logits)
+
+
+def test_specks_stay_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, logits = make_head(smallest=5), a_map_with_specks()
+    monkeypatch.setattr(head, "supervised", lambda *_: (logits, logits))
+    features = make_features(head)
+    assert torch.equal(head.train()(features, (12, 16)), logits)
+    assert torch.equal(head.eval()(features, (12, 16)), without_specks(logits, 5))
+    head.smallest = 0
+    assert torch.equal(head(features, (12, 16)), logits)
+
+
 def test_learns_to_tell_classes_apart() -> None:
     head, loss = make_head(), SegmentationLoss()
     features, size = make_features(head, (4, 6)), (64, 96)
@@ -232,6 +271,11 @@ def test_weights_of_sam(tmp_path: Path) -> None:
     torch.save({k: v for k, v in official.items() if "no_mask" not in k}, path)
     with pytest.raises(UserError, match=r"no_mask_embed.weight is missing"):
         make_head(weights=str(path))
+
+
+def test_a_negative_size_of_specks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"head\.smallest=-1"):
+        make_head(smallest=-1)
 
 
 def test_blocks_that_one_neck_cannot_read_are_refused() -> None:
