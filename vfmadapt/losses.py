@@ -36,10 +36,11 @@ def dice(logits: Tensor, mask: Tensor, *, ignore_index: int = IGNORE_INDEX) -> T
     labels hold: an absent class would add a constant 1. A batch without a counted pixel gives 0, with a gradient of 0.
     """
     logits, counted = _without_ignored(logits, mask, ignore_index)
-    truth = F.one_hot(mask.masked_fill(~counted, 0), logits.shape[1]).movedim(-1, 1) * counted.unsqueeze(1)
+    classes = mask.masked_fill(~counted, 0).unsqueeze(1)
+    truth = torch.zeros_like(logits).scatter_(1, classes, counted.unsqueeze(1).float())
     probability = logits.softmax(1) * counted.unsqueeze(1)
     over = (0, 2, 3)
-    size = truth.sum(over).float()
+    size = truth.sum(over)
     score = 2 * (probability * truth).sum(over) / (probability.sum(over) + size).clamp_min(1e-6)
     present = (size > 0).float()
     return ((1 - score) * present).sum() / present.sum().clamp_min(1)
