@@ -46,7 +46,8 @@ ALLOWED = {
 }
 # heavy library -> the only places that may import it
 OWNERS = {
-    "timm": ("vfmadapt.backbones", "vfmadapt.interop"),  # interop replays whole published blocks
+    # interop replays whole published blocks, muon takes the iteration of its optimiser
+    "timm": ("vfmadapt.backbones", "vfmadapt.interop", "vfmadapt.tasks.muon"),
     "peft": tuple(
         f"vfmadapt.adapters.{name}" for name in ("peft", "_peft_layers", "_peft_runs", "_peft_starts", "_peft_tuners")
     ),
