@@ -53,7 +53,7 @@ class AdapterTask(LightningModule):
         schedule: "cosine", "poly" or "constant".
         betas: of AdamW.
         optimizer: "adamw", or "muon" for the weights of linear and convolution layers and AdamW for the rest (see
-            `Muon`): heads that start from nothing need a third of the steps.
+            `Muon`): on maps, heads that start from nothing needed less than half of the steps.
     """
 
     monitor: str = "miou"
