@@ -64,12 +64,10 @@ class Muon(torch.optim.AdamW):
                 weight.add_(update.reshape(weight.shape).to(weight.dtype), alpha=-group["lr"] * size)
 
 
-def is_matrix(weight: Tensor) -> bool:
-    """Whether a layer's weight maps several channels to several: neither depthwise nor to or from a single number."""
-    return weight.ndim >= 2 and weight.shape[0] > 1 and weight.shape[1] > 1
-
-
 def layer_weights(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
-    """The weights that Muon is for: of linear and convolution layers, not tokens, embeddings, norms and biases."""
+    """The weights that Muon is for: of linear and convolution layers that map several channels to several.
+
+    So neither depthwise ones nor those to or from a single number, and no tokens, embeddings, norms and biases.
+    """
     layers = (cast(nn.Linear, module) for module in modules if isinstance(module, _LAYERS))
-    return {layer.weight for layer in layers if isinstance(layer.weight, nn.Parameter) and is_matrix(layer.weight)}
+    return {x.weight for x in layers if isinstance(x.weight, nn.Parameter) and min(x.weight.shape[:2]) > 1}
